@@ -1,0 +1,816 @@
+"""A Bitrix24 message provider in one file: the tutorial's PHP scripts, one to one, in Python.
+
+Bitrix24 asks us to send a text message. We save it, answer, hand it to an SMS operator, ask the
+operator what became of it and report that back.
+
+    settings.php     the environment            "Settings" below
+    install.php      POST /install              install()       the form; application events
+                     POST /save                 save()          what the form's onsubmit sends
+    index.php        POST /index, POST /        index()         the settings page
+    handler.php      POST /handler?key=SECRET   handler()       takes one message
+    statuses.php     GET /statuses?key=SECRET   statuses()      one pass over the queue
+    checkserver.php  GET /checkserver           checkserver()   can this server run it?
+    crest.php                                   class CRest
+    (some queue)     data/queue/                class Queue
+    (operator's API)                            class Demo, class SmsRu
+
+Replace here: whatever is marked "Replace me"; "Differs from PHP" marks what is not as in PHP.
+Left out on purpose: several portals, a database, receipts pushed by the operator.
+"""
+
+import fcntl
+import hmac
+import json
+import os
+import re
+import secrets
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from urllib.parse import parse_qsl, urlencode
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+import requests
+import urllib3
+from bottle import Bottle, HTTPResponse, request, response, template
+
+
+# ---- Settings (settings.php): the environment, then constants with their units ------------------
+def env(name, default=""):
+    try:
+        return type(default)(os.environ.get(name) or default)
+    except ValueError:
+        sys.exit(f"{name} must be a number, such as {default}")
+
+
+HERE = Path(__file__).resolve().parent
+VIEWS = [str(HERE / "views")]
+CLIENT_ID, CLIENT_SECRET = env("C_REST_CLIENT_ID"), env("C_REST_CLIENT_SECRET")
+MISSING = [name for name in ("C_REST_CLIENT_ID", "C_REST_CLIENT_SECRET") if not env(name)]
+DATA_DIR = env("DATA_DIR", HERE / "data")  # a folder of its own: it becomes 0700
+QUEUE, LOGS_DIR = DATA_DIR / "queue", env("C_REST_LOGS_DIR", DATA_DIR / "logs")
+OAUTH_URL = env("OAUTH_URL", "https://oauth.bitrix24.tech").rstrip("/")
+BX24_JS_URL = env("BX24_JS_URL", "https://api.bitrix24.com/api/v1/")
+PUBLIC_URL = env("PUBLIC_URL")  # with its path, https://mydomain.ru/sms/
+HOST, PORT = env("HOST", "127.0.0.1"), env("PORT", 8080)
+STATUSES_EVERY = env("STATUSES_EVERY", 60.0)  # seconds between passes; 0 leaves them to cron
+RETRY_AFTER = env("RETRY_AFTER", 60.0)  # seconds; doubles with each try, at most an hour
+GIVE_UP_UNSENT = env("GIVE_UP_UNSENT", 24.0)  # hours, then the message is "failed"
+GIVE_UP_WAITING = env("GIVE_UP_WAITING", 72.0)  # hours, then it is "undelivered"
+DEMO = " (demo: nothing is sent)" if env("SMS_OPERATOR", "demo") == "demo" else ""
+SMS_OPERATOR, SMS_API_KEY = env("SMS_OPERATOR", "demo"), env("SMS_API_KEY")
+SMSRU_URL, SMSRU_TEST = env("SMSRU_URL", "https://sms.ru").rstrip("/"), env("SMSRU_TEST", 0)
+
+# Replace me: the sender as users see it in Bitrix24 (the pages' texts are in views/)
+SENDER_CODE, SENDER_NAME = env("SENDER_CODE", "fastsms"), "Provider FastSms"
+SENDER_DESCRIPTION = {"en": "Description sms provider", "ru": "Описание SMS-провайдера"}
+
+HOUR, KEEP = 3600, 14 * 24 * 3600  # seconds; no message is kept longer than KEEP
+MAX_BODY, MAX_ANSWER = 100 * 1024, 1024 * 1024  # bytes that come in, bytes of an answer
+TIMEOUT = (5, 30)  # seconds to connect, seconds of silence
+PAUSES_503 = (0.5, 1, 2, 4, 8, 0)  # seconds; Bitrix24's bucket lets 2 requests a second through
+PRESS_SAVE = "an administrator must open the application and press Save"
+STOP = threading.Event()  # set by SIGTERM and Ctrl-C
+app = application = Bottle()  # WSGI servers look for "application"
+
+
+# ---- install.php: install and the application's events, save ------------------------------------
+@app.route("/install", ["GET", "POST"])
+def install():
+    """The page that Bitrix24 frames until installFinish, and the URL of the application's events.
+
+    In: DOMAIN=acme.bitrix24.ru PROTOCOL=1 LANG=ru APP_SID=... in the query, AUTH_ID=...
+    REFRESH_ID=... member_id=... in the body. Out: the form; hidden fields carry the frame's own.
+    Or event=ONAPPUPDATE (ONAPPINSTALL) auth[access_token]=...; event=ONAPPUNINSTALL data[CLEAN]=1
+    auth[application_token]=..., its only proof. Errors: 403. Differs from PHP: it wants a proof.
+    """
+    fields, known = form(), CRest.get_setting_data().get("application_token", "")
+    if "event" not in fields:
+        return page("install", fields)
+    if fields["event"] in ("ONAPPINSTALL", "ONAPPUPDATE"):
+        register(CRest.install_app(CRest.check_token(fields)), without_page=True)
+    else:
+        proven = known and same(known, fields.get("auth[application_token]", ""))
+        require(proven and fields["event"] == "ONAPPUNINSTALL", 403, "WRONG_EVENT: not our portal")
+        CRest.change_setting_data(lambda saved: {})
+        if fields.get("data[CLEAN]") == "1":
+            Queue.clear()
+    return {"result": True}
+
+
+@app.post("/save")
+def save():
+    """What the form's onsubmit sends: step 1 of the tutorial's three, and what step 2 needs.
+
+    In: the frame's fields as they came, the operator's: api_key=... (empty keeps the saved one).
+    Out: {"sender": {"CODE": "fastsms", ...}} for messageservice.sender.add. Errors: 400 key
+    refused, 403 see check_token(), 502 no answer. Differs from PHP: the step was left to you.
+    """
+    fields = form()
+    found, typed = CRest.check_token(fields), {}
+    for name in (field["name"] for field in OPERATOR.FIELDS):
+        if fields.get(name, "").strip():
+            typed[name] = fields[name].strip()
+    trouble, _ = OPERATOR.check({**operator_settings(CRest.get_setting_data()), **typed})
+    require(trouble != "key", 400, "OPERATOR_KEY: the operator does not accept it")
+    require(not trouble, 502, "OPERATOR_DOWN: the operator could not check it; try again later")
+    return {"sender": register(CRest.install_app(found, typed))}
+
+
+def register(settings, without_page=False):
+    """Bind the events; without a page also add the sender. Out: the parameters of sender.add"""
+    url, name = settings["public_url"], SENDER_NAME + DEMO
+    sender = {"CODE": SENDER_CODE, "TYPE": "SMS", "NAME": name, "DESCRIPTION": SENDER_DESCRIPTION,
+              "HANDLER": f"{url}handler?key={settings['handler_key']}"}
+    calls = [("messageservice.sender.delete", {"CODE": SENDER_CODE}),
+             ("messageservice.sender.add", sender)] if without_page else []
+    calls += [("event.bind", {"event": event, "handler": url + "install"})
+              for event in ("ONAPPUPDATE", "ONAPPUNINSTALL")]
+    for method, params in calls:
+        answer = CRest.call(method, params)
+        done = "result" in answer or "delete" in method or "already" in str(answer)  # bound twice
+        require(done, 502, f"{answer.get('error')}: Bitrix24 did not take {method}; try again")
+    return sender
+
+
+# ---- index.php: the settings page ---------------------------------------------------------------
+@app.route("/", ["GET", "POST"])
+@app.route("/index", ["GET", "POST"])
+def index():
+    """The same form without installFinish, filled with what is saved, for an administrator only.
+
+    In: the frame's fields, as install(). Out: the page, with the key's last four characters, the
+    messages waiting, the last pass, and a warning if HANDLER is not where this page was opened.
+    """
+    fields, state = form(), {}
+    try:
+        if "AUTH_ID" in fields and not MISSING:
+            CRest.check_token(fields)
+            settings = CRest.get_setting_data()
+            keys = {name: value[-4:] * (len(value) > 8)
+                    for name, value in operator_settings(settings).items()}
+            state = {"keys": keys, "waiting": Queue.waiting(), "present": public_url(),
+                     "saved": settings.get("public_url"), "last_pass": settings.get("last_pass")}
+    except HTTPResponse as refused:  # an employee, somebody else's token: nothing is shown
+        response.status, state = refused.status_code, {"refused": refused.body["error"]}
+    return page("index", fields, **state)
+
+
+# ---- handler.php: takes one message -------------------------------------------------------------
+@app.post("/handler")
+def handler():
+    """Bitrix24 asks once and never again: save, answer, then send. ("messageservice.sender.add")
+
+    In: code=fastsms message_id=65575980fa53... message_to=+79990000000 message_body=... type=SMS
+    module_id=crm bindings[0][OWNER_ID]=123 auth[application_token]=... (a robot: no auth[...]).
+    Out: 200, the message is on disk. Errors: 403 wrong key or token, 400 wrong code or id,
+    503 not installed, 500 not saved. Differs from PHP: it only logs.
+    """
+    fields = form()
+    settings = check_key(fields)
+    known = settings.get("application_token") or ""
+    token = fields.get("auth[application_token]", known)  # the author's auth: never keep its tokens
+    require(not known or same(known, token), 403, "WRONG_APPLICATION_TOKEN: " + PRESS_SAVE)
+    require(fields.get("code") == SENDER_CODE, 400, f"WRONG_CODE: we serve {SENDER_CODE}")
+    usable = re.fullmatch(r"\w[\w.-]{0,127}", fields.get("message_id", ""), re.ASCII)
+    require(usable, 400, "WRONG_MESSAGE_ID: letters, digits and _ . - are usable, 128 at most")
+    message = {"message_id": fields["message_id"], "member_id": settings["member_id"],
+               "operator": SMS_OPERATOR, "code": SENDER_CODE, "received": time.time(),
+               "to": fields.get("message_to") or fields.get("properties[phone_number]", ""),
+               "text": fields.get("message_body") or fields.get("properties[message_text]", ""),
+               "tries": 0, "doubts": 0, "operator_id": "", "sent": 0, "status": ""}
+    if Queue.put(message, time.time() + RETRY_AFTER):  # else it waits already
+        POOL.submit(send, message["message_id"])
+    CRest.set_log("handler", fields=sorted(fields))  # the tutorial's dump, names only
+    return {"result": True}
+
+
+# What an outcome means: a final status, a pause in seconds. Any other: a pause that doubles.
+OUTCOMES = {"sent": ("", 0), "got through": ("sent", 0), "failed": ("failed", 0),
+            "gave up": ("failed", 0), **dict.fromkeys(("limit", "later", "repeated"), ("", HOUR))}
+ACCOUNT_TROUBLE = ("key", "money", "limit", "down", "in doubt")  # ends sending for a pass
+
+
+def send(message_id):
+    """Hand one waiting message to the operator. Out: "sent", or what is in the way."""
+    settings, now = CRest.get_setting_data(), time.time()
+    with Queue.claim(message_id, settings) as message:
+        if not message:
+            return "busy"
+        outcome, answer = "gave up", ""
+        if not re.search(r"\d", message["to"]) or not message["text"].strip():
+            outcome = "failed"
+        elif message["doubts"] < 2 and now - message["received"] <= GIVE_UP_UNSENT * HOUR:
+            outcome, answer = OPERATOR.send(operator_settings(settings), message)
+        if outcome in ("repeat", "repeated") and message["doubts"]:
+            outcome = "got through"  # the operator knows the message: the first try was accepted
+        doubling = min(RETRY_AFTER * 2 ** message["tries"], HOUR)
+        message["status"], pause = OUTCOMES.get(outcome, ("", doubling))
+        message["operator_id"] = answer if outcome == "sent" else ""
+        message["tries"] += 1
+        message["doubts"] += outcome == "in doubt"
+        if pause == 0:
+            message.update(to="", text="", sent=now)  # keep little
+        if outcome != "sent":
+            CRest.set_log("send", message_id=message_id, outcome=outcome, answer=answer)
+        Queue.record(message, time.time() + pause)
+    return outcome
+
+
+# ---- statuses.php: one pass over the queue ------------------------------------------------------
+@app.get("/statuses")
+def statuses():
+    """One pass, for cron: curl 'https://mydomain.ru/sms/statuses?key=SECRET'. Out: one_pass()"""
+    check_key(form())
+    return one_pass()
+
+
+def one_pass():
+    """Send what is unsent, ask the operator about the rest, tell Bitrix24 what is final.
+
+    Out: {"sent": 1, "delivered": 2, "undelivered": 0, "failed": 0, "waiting": 3, "errors": {}}
+    Differs from PHP: 100 messages at a time, only final statuses, only one pass at a time.
+    """
+    settings, errors = CRest.get_setting_data(), {}
+    totals = {**dict.fromkeys(("sent", "delivered", "undelivered", "failed", "waiting"), 0),
+              "errors": errors}
+    if not settings:
+        return {**totals, "errors": {"portal": "not installed: " + PRESS_SAVE}}
+    with locked(DATA_DIR / "statuses.lock", wait=False) as alone:
+        if not alone:
+            return {**totals, "note": "another pass is running"}
+        for batch in Queue.due(settings, 100):
+            for message in batch:  # what the pool did not get to, what must be tried again
+                unsent = not (message["operator_id"] or message["status"])
+                outcome = send(message["message_id"]) if unsent and "operator" not in errors else ""
+                totals["sent"] += outcome == "sent"
+                errors.update({"operator": outcome} if outcome in ACCOUNT_TROUBLE else {})
+            if "portal" not in errors:
+                ask([m for m in batch if m["operator_id"] and not m["status"]], settings, totals)
+                report([m for m in batch if m["status"]], totals)
+    totals["waiting"] = Queue.waiting()
+    if any(totals.values()):
+        CRest.set_log("statuses", **totals)
+    last = {"last_pass": {"time": int(time.time()), **totals}}
+    CRest.change_setting_data(lambda saved: saved and {**saved, **last})
+    return totals
+
+
+def ask(batch, settings, totals):
+    """Ask the operator what became of them, in one request."""
+    ids = sorted({message["operator_id"] for message in batch})
+    trouble, found = OPERATOR.statuses(operator_settings(settings), ids) if ids else ("", {})
+    if trouble:
+        totals["errors"]["operator"] = trouble
+    for message in batch:
+        age = max(0, time.time() - message["sent"])
+        old = "undelivered" if age > GIVE_UP_WAITING * HOUR else ""
+        message["status"] = found.get(message["operator_id"]) or old
+        if not message["status"]:  # the older a message, the less often it is asked about
+            Queue.postpone(message, time.time() + min(age / 10, HOUR))
+
+
+def report(batch, totals):
+    """Tell Bitrix24; what it took, or never will, leaves the queue.
+
+    ("messageservice.message.status.update")
+    """
+    method = "messageservice.message.status.update"
+    answer = CRest.call_batch({m["message_id"]: (method, {
+        "CODE": SENDER_CODE, "MESSAGE_ID": m["message_id"], "STATUS": m["status"]}) for m in batch})
+    for message in batch:
+        name = message["message_id"]
+        error = mapping(answer, "result_error", name).get("error") or answer.get("error", "lost")
+        if name in answer["result"]:
+            totals[message["status"]] += 1
+            Queue.remove(message)
+        elif error in CRest.NEVER or time.time() - message["received"] > KEEP:
+            CRest.set_log("dropped", message_id=name, error=error)
+            Queue.remove(message)
+        else:  # the status is kept: the operator is not asked again
+            totals["errors"]["portal"] = error + f": {PRESS_SAVE}" * (error in CRest.TOKENS)
+            Queue.record(message, time.time() + RETRY_AFTER)
+
+
+# ---- checkserver.php ----------------------------------------------------------------------------
+@app.get("/checkserver")
+def checkserver():
+    """Can this server run the application? Out: {"result": []}, or what to mend, in words."""
+    if CRest.get_setting_data():
+        check_key(form())
+    return {"result": CRest.check_server()}
+
+
+# ---- Requests and answers -----------------------------------------------------------------------
+def form():
+    """The request's query and form as {name: text}; brackets stay in the names: auth[domain].
+
+    Differs from PHP: UTF-8 is decoded here, as bottle's request.forms.get() returns mojibake.
+    """
+    length, body = request.environ.get("CONTENT_LENGTH") or "0", b""
+    small = not request.chunked and length.isdecimal() and int(length) <= MAX_BODY
+    require(small, 413, "TOO_LARGE: 100 KB at most, with a Content-Length")
+    with suppress(OSError):  # silent for 30 seconds
+        body = request.body.read()
+    require(len(body) == int(length), 400, "INCOMPLETE: shorter than its Content-Length")
+    return dict(parse_qsl(f"{request.query_string}&{body.decode(errors='replace')}", True))
+
+
+def page(name, fields, **state):
+    """The frame's own tokens go back in this very page, which only its portal may frame."""
+    host = re.fullmatch(r"[\w.-]+(:\d+)?", fields.get("DOMAIN", ""), re.ASCII)
+    portal = f"http{'' if fields.get('PROTOCOL') == '0' else 's'}://{host[0]}" if host else "'none'"
+    response.set_header("Content-Security-Policy", "frame-ancestors " + portal)
+    return template(name if "AUTH_ID" in fields else "outside", fields=fields, missing=MISSING,
+                    ru=fields.get("LANG") == "ru", operator=OPERATOR, bx24_js=BX24_JS_URL,
+                    demo=bool(DEMO), template_lookup=VIEWS, **state)
+
+
+SAFE = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+app.add_hook("after_request", lambda: response.headers.update(SAFE))
+app.default_error_handler = lambda error: HTTPResponse(  # no path and no traceback in an answer
+    json.dumps({"error": f"HTTP_{error.status_code}", "error_description": error.status}),
+    error.status, {"Content-Type": "application/json", **SAFE})
+
+
+def require(condition, status, error):
+    """Go on, or refuse as Bitrix24 does. In: the HTTP status, "CODE: what to do"."""
+    if not condition:
+        code, _, words = error.partition(": ")
+        raise HTTPResponse({"error": code, "error_description": words}, status)
+
+
+def check_key(fields):
+    """The secret in our own URLs. Out: the settings."""
+    settings = CRest.get_setting_data()
+    require("handler_key" in settings, 503, "NOT_INSTALLED: " + PRESS_SAVE)
+    right = same(settings["handler_key"], fields.get("key", ""))
+    require(right, 403, "WRONG_KEY: use the address that Save registered, with its ?key=SECRET")
+    return settings
+
+
+def same(secret, given):
+    return hmac.compare_digest(secret.encode(), given.encode())  # bytes, in constant time
+
+
+def public_url():
+    """Where the portal reaches us. Never from X-Forwarded-Host: anybody can write that."""
+    host = request.environ.get("HTTP_HOST", "")
+    scheme = "http" if LOOPBACK.match(f"http://{host}") else "https"
+    return (PUBLIC_URL or f"{scheme}://{host}").rstrip("/") + "/"
+
+
+# ---- crest.php: the network, class CRest --------------------------------------------------------
+LOOPBACK = re.compile(r"http://(localhost|127(\.\d{1,3}){3})(:\d+)?(/|$)")
+SECURE = re.compile(r"https://\w|" + LOOPBACK.pattern)
+HTTP = requests.Session()  # connects with the first request; tries again when nothing was sent
+HTTP.mount("http", requests.adapters.HTTPAdapter(max_retries=urllib3.Retry(
+    connect=2, read=False, status=False, other=False, backoff_factor=0.3)))
+
+
+def post(url, fields):
+    """The one place that reaches the network. Out: HTTP status, JSON object; or 0, {"error": ...}:
+
+    "unreachable" is certain that nothing went out, "no_answer" does not know what became of it.
+    """
+    if not SECURE.match(url):
+        return 0, {"error": "unreachable"}
+    answer = None
+    try:
+        with HTTP.post(url, fields, timeout=TIMEOUT, allow_redirects=False, stream=True) as got:
+            answer = json.loads(got.raw.read(MAX_ANSWER, decode_content=True))
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        unsent = error.args and isinstance(error.args[0], urllib3.exceptions.MaxRetryError)
+        return 0, {"error": "unreachable" if unsent else "no_answer"}
+    except (ValueError, RecursionError):  # HTML, or nothing that JSON knows
+        pass
+    if not isinstance(answer, dict) or 300 <= got.status_code < 400:
+        answer = {"error": f"HTTP_{got.status_code}", "location": got.headers.get("Location", "")}
+    if "error" in answer:  # a code, whatever came
+        answer["error"] = re.sub(r"\W", "", str(answer["error"]))[:40]
+    return got.status_code, answer
+
+
+def zone(url):
+    """A renamed portal stays in its zone, and so do its tokens: ".bitrix24.ru", or this machine."""
+    found = re.match(r"https://[\w-]+(\.[\w-]+\.[\w.-]+)(:\d+)?/", url)
+    return found[1] if found else "loopback" if LOOPBACK.match(url) else url
+
+
+def mapping(answer, *names):
+    """answer[name][name], or {} where it is not what it should be; PHP writes {} as []."""
+    for name in names:
+        answer = answer.get(name) if isinstance(answer, dict) else None
+        if isinstance(answer, list):
+            answer = {str(number): item for number, item in enumerate(answer)}
+    return answer if isinstance(answer, dict) else {}
+
+
+def http_build_query(value, name=""):
+    """PHP's: true → 1, false → 0, null and empty lists vanish, a[b][0]=v. Out: [(name, text)]"""
+    if isinstance(value, (dict, list, tuple)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return [pair for key, item in items
+                for pair in http_build_query(item, f"{name}[{key}]" if name else key)]
+    return [] if value is None else [(name, int(value) if isinstance(value, bool) else value)]
+
+
+class CRest:
+    """CRest 1.36 for one portal; plain functions in a class, as PHP's static methods.
+
+    Differs from PHP: tokens are proven before they are saved, and changed under a lock.
+    """
+
+    NEVER = ("ERROR_MESSAGE_NOT_FOUND", "ERROR_MESSAGE_STATUS_INCORRECT")  # no use to try again
+    TOKENS = ("expired_token", "invalid_token", "NO_AUTH_FOUND", "invalid_grant", "invalid_client",
+              "ACCESS_DENIED", "user_access_error", "no_install_app")  # an administrator can mend
+
+    def get_setting_data():
+        """Replace me: read the settings from your store. Out: {} before the installation."""
+        path = DATA_DIR / "settings.json"
+        return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+    def set_setting_data(settings):
+        """Replace me: write them to your store."""
+        write(DATA_DIR / "settings.json", settings)
+
+    def change_setting_data(change):
+        """Replace me: read, change(settings) and write, under one lock. Out: the new settings."""
+        with locked(DATA_DIR / "settings.lock"):
+            settings = change(CRest.get_setting_data())
+            CRest.set_setting_data(settings)
+        return settings
+
+    def check_token(fields):
+        """Believe the OAuth server about a token, and the portal about its administrator.
+
+        In: a frame's or an event's fields, all of which can be forged. Out: what to save.
+        Errors: 403 not ours, another portal, no administrator; 502. ("app.info", "profile")
+        """
+        require(not MISSING, 503, f"NO_CLIENT_ID: set {' and '.join(MISSING)}, then restart")
+        names = ["AUTH_ID", "REFRESH_ID", "APPLICATION_TOKEN"]
+        if "event" in fields:
+            names = ["auth[access_token]", "auth[refresh_token]", "auth[application_token]"]
+        access, refresh, application = (fields.get(name, "") for name in names)
+        status, answer = post(OAUTH_URL + "/rest/app.info", {"auth": access})
+        answered = "result" in answer or status in (400, 401, 403)
+        require(answered, 502, "OAUTH_SERVER: the OAuth server did not answer; try again")
+        ours = mapping(answer, "result").get("client_id") == CLIENT_ID
+        require(ours, 403, "WRONG_TOKEN: not a token of this application; reload the page")
+        install = mapping(answer, "result", "install")
+        found = {"access_token": access, "refresh_token": refresh, "application_token": application,
+                 **{name: str(install.get(name)) for name in ("member_id", "client_endpoint")}}
+        known = CRest.get_setting_data().get("member_id", found["member_id"])
+        require(known == found["member_id"], 403, "OTHER_PORTAL: to move, delete settings.json")
+        profile = mapping(CRest.call_curl(found, "profile", {}), "result")
+        require(profile, 502, "PORTAL: Bitrix24 did not answer; try again")
+        require(profile.get("ADMIN") is True, 403, "NOT_ADMIN: only an administrator may do this")
+        return found
+
+    def install_app(found, typed=()):
+        """Save a proven installation and the operator's fields; what is not given stays."""
+        news = {name: value for name, value in found.items() if value}
+
+        def change(saved):
+            fields = {**mapping(saved, "operators", SMS_OPERATOR), **dict(typed)}
+            operators = {**mapping(saved, "operators"), SMS_OPERATOR: fields}
+            return {"handler_key": secrets.token_urlsafe(24), **saved, **news,
+                    "public_url": public_url(), "operators": operators}
+        return CRest.change_setting_data(change)
+
+    def call(method, params):
+        """One REST method with the saved tokens. Out: {"result": ...} or {"error": "CODE"}"""
+        settings = CRest.get_setting_data()
+        answer = CRest.call_curl(settings, method, params)
+        if answer.get("error") == "expired_token":  # never before, or the app may get blocked
+            settings = CRest.get_new_auth(settings)
+            answer = settings if "error" in settings else CRest.call_curl(settings, method, params)
+        return answer
+
+    def call_curl(settings, method, params):
+        """A busy portal (503) is waited for; a renamed one (302) followed, the POST intact."""
+        if not settings:
+            return {"error": "no_install_app"}
+        fields = http_build_query({"auth": settings["access_token"], **params})
+        url, hops = f"{settings['client_endpoint']}{method}.json", 0
+        for pause in PAUSES_503:
+            status, answer = post(url, fields)
+            while status == 302 and hops < 2 and zone(answer["location"]) == zone(url):
+                url, hops = answer["location"], hops + 1
+                status, answer = post(url, fields)
+            if status != 503 or STOP.wait(pause):
+                break
+        if hops and "result" in answer:
+            moved = {"client_endpoint": url.rpartition(method)[0]}
+            CRest.change_setting_data(lambda saved: saved and {**saved, **moved})
+        return answer
+
+    def get_new_auth(expired):
+        """Who comes second finds the winner's token under the lock, and uses that. ("OAuth 2.0")"""
+        with locked(DATA_DIR / "settings.lock"):
+            settings = CRest.get_setting_data()
+            if settings.get("access_token") != expired["access_token"]:
+                return settings
+            status, answer = post(OAUTH_URL + "/oauth/token/", {
+                "grant_type": "refresh_token", "refresh_token": settings["refresh_token"],
+                "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET})
+            tokens = {name: answer.get(name) for name in ("access_token", "refresh_token")}
+            if not all(isinstance(token, str) for token in tokens.values()):
+                return {"error": "invalid_grant" if 400 <= status < 500 else "oauth_server"}
+            CRest.set_setting_data({**settings, **tokens})
+        return {**settings, **tokens}
+
+    def call_batch(commands, halt=0):
+        """In: {name: (method, params)}, any number, 50 a request. Out: result, result_error."""
+        whole, names = {"result": {}, "result_error": {}}, list(commands)
+        while names and "error" not in whole:
+            some, names = names[:50], names[50:]
+            answer = CRest.call("batch", {"halt": halt, "cmd": {
+                name: commands[name][0] + "?" + urlencode(http_build_query(commands[name][1]))
+                for name in some}})
+            whole["result"].update(mapping(answer, "result", "result"))
+            whole["result_error"].update(mapping(answer, "result", "result_error"))
+            whole.update({"error": answer["error"]} if "error" in answer else {})
+        return whole
+
+    def set_log(kind, **data):
+        """Replace me. In: names, ids and codes; never a text, a token, a full number."""
+        line = json.dumps({"time": time.strftime("%F %T"), "type": kind, **data}) + "\n"
+        if env("C_REST_BLOCK_LOG") != "1":
+            with suppress(OSError), open(LOGS_DIR / time.strftime("%F.log"), "a") as file:
+                file.write(line)  # a full disk: what is saved stays saved, log or not
+
+    def check_server():
+        """What to mend before the application can run here: no paths, no versions."""
+        mend = [f"Set {name}, from the application's card in Bitrix24." for name in MISSING]
+        if PUBLIC_URL and not SECURE.match(PUBLIC_URL):
+            mend.append("PUBLIC_URL must begin with https://")
+        path = DATA_DIR / f"check-{secrets.token_hex(8)}"
+        try:
+            write(path, mend)
+            mend = json.loads(path.read_text("utf-8"))
+            path.unlink()
+        except OSError as error:
+            mend.append(f"Let this user write to DATA_DIR: {error.strerror}.")
+        return mend
+
+
+# ---- data/: whole files, locks, the queue -------------------------------------------------------
+os.umask(0o077)  # files 0600, folders 0700
+with suppress(OSError):  # checkserver tells
+    for folder in (DATA_DIR, QUEUE, LOGS_DIR):
+        folder.mkdir(parents=True, exist_ok=True)
+    DATA_DIR.chmod(0o700)  # it may come from git, readable by all
+
+
+def write(path, data, due=None, put=os.replace):
+    """Written aside, flushed, put in place, folder flushed: after a crash, whole or not there."""
+    aside = QUEUE / f"{secrets.token_hex(8)}.tmp"
+    try:
+        with open(aside, "x", encoding="utf-8") as file:
+            json.dump(data, file, ensure_ascii=False)
+            file.flush()
+            os.utime(aside, due and (due, due))
+            os.fsync(file.fileno())
+        put(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+
+@contextmanager
+def locked(path, wait=True, mode="a"):
+    """A lock between threads and processes that dies with its owner. Out: the file, or None."""
+    if "r" in mode and not path.exists():
+        yield None
+        return
+    with open(path, mode) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            file = None
+        yield file
+
+
+class Queue:
+    """Replace me: the waiting messages, one JSON file each, in the manner of Maildir.
+
+    A file's mtime says when it is due, so that a pass opens only these. While it is being sent,
+    the file is locked and the mtime is 0 or 1, the doubts so far: when the sender is killed, the
+    next one finds that mtime without a lock, and knows that the operator may have the message.
+    """
+
+    def path(message):
+        return QUEUE / f"{message['message_id']}.json"
+
+    def put(message, due):
+        """Out: False when a message of this id waits already."""
+        with suppress(FileExistsError):
+            write(Queue.path(message), message, due, os.link)
+            return True
+        return False
+
+    def read(path, settings):
+        """Out: the message, or None if it is gone or not ours. What can't be read is set aside."""
+        try:
+            message = json.loads(path.read_text("utf-8"))
+            owner = message["member_id"], message["operator"], message["code"]
+            return message if owner == (settings["member_id"], SMS_OPERATOR, SENDER_CODE) else None
+        except FileNotFoundError:
+            return None
+        except (ValueError, LookupError, TypeError, RecursionError, IsADirectoryError,
+                PermissionError):
+            CRest.set_log("unreadable", message_id=path.stem)
+            path.rename(path.with_suffix(".unreadable"))
+
+    @contextmanager
+    def claim(message_id, settings):
+        """Out: the message, if it is unsent and nobody else has it; else None."""
+        path = QUEUE / f"{message_id}.json"
+        with locked(path, wait=False, mode="r+") as file:
+            mine = file and os.path.samestat(os.fstat(file.fileno()), path.stat())
+            message = Queue.read(path, settings) if mine else None
+            if message and not message["operator_id"] and not message["status"]:
+                mark = path.stat().st_mtime
+                if mark in (0, 1):  # its sender was killed
+                    message["doubts"] = int(mark) + 1
+                    CRest.set_log("in doubt", message_id=message_id)
+                os.utime(path, (0, message["doubts"]))
+                os.fsync(file.fileno())
+                yield message
+            else:
+                yield None
+
+    def due(settings, size):
+        """Yield the due messages, the longest waiting first, in lists; sweep what is left over."""
+        found, now = [], time.time()
+        for entry in os.scandir(QUEUE):
+            with suppress(FileNotFoundError):
+                mtime = entry.stat().st_mtime
+                if not entry.name.endswith(".json"):
+                    if now - mtime > (HOUR if entry.name.endswith(".tmp") else KEEP):
+                        os.unlink(entry.path)
+                elif not now < mtime <= now + HOUR:  # farther off than any pause: the clock was set
+                    found.append((mtime, entry.name))
+        found.sort()
+        for start in range(0, len(found), size):
+            messages = [Queue.read(QUEUE / name, settings) for _, name in found[start:start + size]]
+            yield [message for message in messages if message]
+
+    def record(message, due):
+        if Queue.path(message).exists():  # an uninstallation is not undone
+            write(Queue.path(message), message, due)
+
+    def postpone(message, due):
+        with suppress(FileNotFoundError):
+            os.utime(Queue.path(message), (due, due))
+
+    def remove(message):
+        Queue.path(message).unlink(missing_ok=True)
+
+    def waiting():
+        return sum(name.endswith(".json") for name in os.listdir(QUEUE))
+
+    def clear():
+        for path in [*QUEUE.glob("*.json"), *QUEUE.glob("*.unreadable")]:
+            path.unlink(missing_ok=True)
+
+
+# ---- Operators: Demo, SmsRu ---------------------------------------------------------------------
+class Demo:
+    """Replace me: an operator. Nothing is sent; numbers that end in 01, 02, 03 meet trouble.
+
+    Each function answers ("", result) or (what is in the way, a note for the log): "key", "money",
+    "limit", "down" concern the account; "failed", "later" one message; "in doubt": it may be sent.
+    """
+
+    FIELDS = ({"name": "api_key", "en": ("API key", "Any key will do: nothing is sent."),
+               "ru": ("Ключ API", "Подойдёт любой: ничего не отправляется.")},)
+
+    def check(settings):
+        return "" if settings["api_key"] else "key", ""
+
+    def send(settings, message):
+        """Out: ("sent", the operator's id)"""
+        end = re.sub(r"\D", "", message["to"])[-2:]
+        if end == "02":
+            return "failed", "refused"
+        if end == "03" and message["tries"] < 2:
+            return "down", ""
+        return "sent", f"{time.time()}-{end}"
+
+    def statuses(settings, ids):
+        """Out: ("", {id: "delivered" | "undelivered" | "failed"}), without those under way."""
+        old = [i for i in ids if time.time() - float(i.partition("-")[0]) > 1]
+        return "", {i: "undelivered" if i.endswith("-01") else "delivered" for i in old}
+
+
+SMSRU = {"delivered": (103, 110), "undelivered": (104, 105, 106, 107, 108, 150),
+         "": (-1, 100, 101, 102), "key": (200, 300, 301, 302), "money": (201,), "limit": (206,),
+         "down": (220, 500), "later": (230, 233), "repeat": (231,), "repeated": (232,),
+         "failed": (202, 203, 205, 207, 209, 215, 216, 217, 204, 214, 221, 550)}
+SMSRU_CODES = {str(code): outcome for outcome, codes in SMSRU.items() for code in codes}
+
+
+class SmsRu:
+    """SMS.ru ("API: sending", "API: status"): one number a request, up to 100 ids a question."""
+
+    FIELDS = ({"name": "api_key", "en": ("API key", "api_id, in your SMS.ru account's settings"),
+               "ru": ("Ключ API", "api_id из настроек личного кабинета SMS.ru")},)
+
+    def request(path, settings, fields, unsure="down"):
+        fields = {"api_id": settings["api_key"], "json": 1, **fields}
+        status, answer = post(SMSRU_URL + path, fields)
+        if answer.get("error") == "no_answer" or status == 504:  # it may have got through
+            return unsure, ""
+        return ("", answer) if answer.get("status") == "OK" else SmsRu.outcome(answer)
+
+    def outcome(entry):
+        code = str(entry.get("status_code"))
+        words = entry.get("status_text") if code in ("204", "214", "221", "550") else ""
+        known = entry.get("status") in ("OK", "ERROR")
+        note = f"{code} " + re.sub(r"\S*\d\S*|\S{25,}", "…", str(words))[:100]
+        return SMSRU_CODES.get(code, "failed") if known else "down", note
+
+    def check(settings):
+        return SmsRu.request("/auth/check", settings, {})
+
+    def send(settings, message):
+        to = re.sub(r"\D", "", message["to"])
+        to = re.sub(r"^8(?=\d{10}$)", "7", to)  # 8 925 ... is how Russians write +7 925 ...
+        fields = {"to": to, "msg": message["text"], **({"test": 1} if SMSRU_TEST else {})}
+        trouble, answer = SmsRu.request("/sms/send", settings, fields, "in doubt")
+        entry = next(iter(mapping(answer, "sms").values()), None)
+        if trouble or not isinstance(entry, dict):
+            return trouble or "in doubt", answer if trouble else ""
+        sent = entry.get("status") == "OK"
+        return ("sent", str(entry.get("sms_id"))) if sent else SmsRu.outcome(entry)
+
+    def statuses(settings, ids):
+        trouble, answer = SmsRu.request("/sms/status", settings, {"sms_id": ",".join(ids)})
+        entries = {i: mapping(answer, "sms", i) for i in ids}
+        found = {i: SmsRu.outcome(e)[0] for i, e in entries.items() if e.get("status") == "OK"}
+        final = ("delivered", "undelivered", "failed")
+        return trouble, {i: status for i, status in found.items() if status in final}
+
+
+OPERATORS = {"demo": Demo, "smsru": SmsRu}
+OPERATOR = OPERATORS.get(SMS_OPERATOR) or sys.exit(f"SMS_OPERATOR is one of {', '.join(OPERATORS)}")
+
+
+def operator_settings(settings):
+    return {"api_key": SMS_API_KEY, **mapping(settings, "operators", SMS_OPERATOR)}
+
+
+# ---- Run: python app.py [statuses | checkserver] ------------------------------------------------
+POOL = ThreadPoolExecutor(8)  # its threads start with the first message
+
+
+class Server(ThreadingMixIn, WSGIServer):
+    request_queue_size = 1024  # Bitrix24 may call a thousand times at once
+
+    def handle_error(self, *_):
+        """The other side went away, or kept silent for 30 seconds."""
+
+
+class Connection(WSGIRequestHandler):
+    timeout = 30  # seconds of silence
+
+    def log_message(self, *words):  # not the query: it holds the secret
+        path = getattr(self, "path", "").partition("?")[0]
+        print(time.strftime("%F %T"), repr(path), words[-2], file=sys.stderr)
+
+
+def passes():
+    while not STOP.wait(STATUSES_EVERY or None):
+        error = POOL.submit(one_pass).exception()
+        if error:
+            CRest.set_log("statuses", error=type(error).__name__)
+
+
+def main(command=""):
+    if command == "statuses":
+        totals = one_pass()
+        print(json.dumps(totals))
+        sys.exit(bool(totals["errors"]))
+    mend = CRest.check_server()
+    print(*mend or ["This server can run the application."], sep="\n")
+    if command:
+        sys.exit(bool(mend) if command == "checkserver" else "python app.py [statuses|checkserver]")
+    print(f"http://{HOST}:{PORT}/ with the operator {SMS_OPERATOR}{DEMO}", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Thread(target=passes).start()
+    app.run(host=HOST, port=PORT, server_class=Server, handler_class=Connection, quiet=True)
+    STOP.set()
+    POOL.shutdown(cancel_futures=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])

@@ -1,0 +1,244 @@
+"""handler.php: who may hand a message in, what is taken, and how fast the answer comes."""
+import json
+import socket
+from urllib.parse import urlencode
+
+import pytest
+import requests
+from portal import World, install, until
+from test_portal import SENDER
+from test_queue import (
+    NUMBER,
+    PHONE,
+    Gate,
+    doubted,
+    handler_url,
+    logged,
+    make_due,
+    one_pass,
+    received,
+    send,
+    settled,
+    stored,
+)
+
+RIGHT = object()  # stands for the secret of the registered address
+
+
+@pytest.fixture(scope="module")
+def shop():
+    """One installed world for the tables; each row brings a text or a message_id of its own."""
+    world = World()
+    try:
+        world.start().start_app(RETRY_AFTER=60, STATUSES_EVERY=0)
+        assert install(world).status_code == 200
+        yield world
+    finally:
+        world.stop()
+
+
+def post(world, fields, key=RIGHT, body=None):
+    url = handler_url(world)
+    if key is not RIGHT:
+        url = url.split("?")[0] + ("" if key is None else "?key=" + key)
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    return requests.post(url, data=body or urlencode(fields), headers=kind, timeout=10)
+
+
+def fields_of(world, an_id, text="a text", **changes):
+    fields = world.portal.message_fields(PHONE, text, an_id, SENDER["CODE"])
+    changes = {name.replace("__", "[") + ("]" if "__" in name else ""): value
+               for name, value in changes.items()}
+    return {name: value for name, value in {**fields, **changes}.items() if value is not None}
+
+
+# What is taken -----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("robot", [False, True], ids=["CRM card", "robot without auth"])
+@pytest.mark.parametrize("text", [
+    "Ваш код подтверждения: 1234", "a=1&b=2 100% + [x] \"q\"", "emoji 🙂 й", "line\r\nline\n"])
+def test_a_message_is_taken_and_reaches_the_operator_as_it_was(shop, robot, text):
+    message_id = send(shop, text + str(robot), robot=robot)
+    until(lambda: received(shop, text + str(robot)) == 1)
+    assert shop.smsru.sent[-1]["to"] == NUMBER
+    assert logged(shop.app, "handler")[-1]
+    settled(shop.app, message_id)
+
+
+def test_the_answer_is_what_the_readme_says(shop):
+    answer = post(shop, fields_of(shop, "plain"))
+    assert (answer.status_code, answer.json()) == (200, {"result": True})
+
+
+def test_the_log_names_the_fields_and_shows_none_of_their_values(shop):
+    post(shop, fields_of(shop, "named", "a capybara"))
+    line = logged(shop.app, "handler")[-1]
+    assert {"message_id", "message_to", "auth[application_token]"} <= set(line["fields"])
+    assert "capybara" not in json.dumps(line)
+
+
+@pytest.mark.parametrize(("message_id", "changes"), [
+    ("A.b-c_9", {}), ("9" * 128, {}), ("no-type", {"type": None, "module_id": None}),
+    ("no-number", {"message_to": None, "properties__phone_number": None}),
+    ("no-text", {"message_body": None, "properties__message_text": None}),
+    ("words-for-a-number", {"message_to": "call me"}),
+    ("long", {"message_body": "x" * 50000}), ("nul", {"message_body": "a\0b"})])
+def test_the_right_secret_our_code_and_a_usable_id_are_always_taken(shop, message_id, changes):
+    assert post(shop, fields_of(shop, message_id, **changes)).status_code == 200
+    assert message_id in stored(shop.app)
+
+
+@pytest.mark.parametrize(("message_id", "bad"), [("bad-utf-8", b"%FF%FE"), ("half", b"%ED%A0%80"),
+                                                  ("bare", b"\xff\xfe"), ("percent", b"100%")])
+def test_bytes_that_are_no_utf_8_are_taken_too(shop, message_id, bad):
+    body = urlencode(fields_of(shop, message_id, message_body="TEXT")).encode()
+    assert post(shop, None, body=body.replace(b"TEXT", bad)).status_code == 200
+    assert message_id in stored(shop.app)
+
+
+# What is refused ---------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("key", "changes", "status", "code"), [
+    (None, {}, 403, "WRONG_KEY"), ("", {}, 403, "WRONG_KEY"), ("wrong", {}, 403, "WRONG_KEY"),
+    ("%FF%00", {}, 403, "WRONG_KEY"), ("%D0%BA%D0%BB%D1%8E%D1%87", {}, 403, "WRONG_KEY"),
+    (RIGHT, {"auth__application_token": "forged"}, 403, "WRONG_APPLICATION_TOKEN"),
+    (RIGHT, {"auth__application_token": "ключ"}, 403, "WRONG_APPLICATION_TOKEN"),
+    (RIGHT, {"code": "other"}, 400, "WRONG_CODE"), (RIGHT, {"code": None}, 400, "WRONG_CODE"),
+    *[(RIGHT, {"message_id": one}, 400, "WRONG_MESSAGE_ID")
+      for one in (None, "", ".", "..", "../up", "a/b", "/etc/x", "a\\b", ".hidden", "a b", "a\0",
+                  "a\n", "ключ", "x" * 300)]])
+def test_what_is_refused_is_neither_saved_nor_sent(shop, key, changes, status, code):
+    before = kept(shop.app)
+    answer = post(shop, fields_of(shop, "refused", "a refused text", **changes), key)
+    assert (answer.status_code, answer.json()["error"]) == (status, code)
+    assert answer.json()["error_description"]
+    assert kept(shop.app) == before
+    assert not received(shop, "a refused text")
+
+
+def kept(app):
+    """Every file under DATA_DIR but those that are just being written."""
+    return {path for path in app.data.rglob("*") if path.suffix != ".tmp"}
+
+
+def test_before_the_installation_the_handler_says_so(world, app):
+    fields = world.portal.message_fields(PHONE, "early", "early", SENDER["CODE"])
+    for key in ("", "?key=", "?key=x"):
+        answer = requests.post(app.url + "handler" + key, data=fields, timeout=10)
+        assert (answer.status_code, answer.json()["error"]) == (503, "NOT_INSTALLED")
+    assert not app.queue()
+
+
+def test_a_get_is_refused(shop):
+    answer = requests.get(handler_url(shop), timeout=10)
+    assert (answer.status_code, answer.json()["error"]) == (405, "HTTP_405")
+
+
+@pytest.mark.parametrize(("headers", "body", "status", "code"), [
+    ("Content-Length: 200000", b"message_id=large", 413, "TOO_LARGE"),
+    ("Content-Length: 102401", b"", 413, "TOO_LARGE"),
+    ("Transfer-Encoding: chunked", b"5\r\nab=cd\r\n0\r\n\r\n", 413, "TOO_LARGE"),
+    ("Content-Length: -1", b"", 413, "TOO_LARGE"), ("Content-Length: x", b"", 413, "TOO_LARGE"),
+    ("Content-Length: 50000", None, 400, "INCOMPLETE")])
+def test_a_body_is_refused_before_it_is_read_or_when_it_is_cut(shop, headers, body, status, code):
+    path = handler_url(shop).split("/", 3)[3]
+    if body is None:
+        body = urlencode(fields_of(shop, "cut")).encode()
+    with socket.create_connection(("127.0.0.1", int(shop.app.env["PORT"])), 10) as one:
+        one.sendall(f"POST /{path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n\r\n".encode() + body)
+        if code == "INCOMPLETE":
+            one.shutdown(socket.SHUT_WR)
+        head, _, rest = one.makefile("rb").read().partition(b"\r\n\r\n")
+    assert int(head.split()[1]) == status
+    assert json.loads(rest)["error"] == code
+    assert "cut" not in stored(shop.app)
+
+
+# Answer first ------------------------------------------------------------------------------------
+
+def test_the_answer_does_not_wait_for_the_operator(shop):
+    gate = Gate(shop.smsru, "/sms/send")
+    texts = [f"patience {number}" for number in range(30)]
+    ids = [send(shop, text) for text in texts]  # each 200 came while the operator was silent
+    until(lambda: gate.asked)
+    assert not any(received(shop, text) for text in texts)
+    assert set(ids) <= set(stored(shop.app))
+    gate.open.set()
+    settled(shop.app, *ids)
+    assert [received(shop, text) for text in texts] == [1] * len(texts)
+
+
+def test_a_burst_of_150_connections_is_taken_whole(shop):
+    texts = [f"burst {number}" for number in range(150)]
+    answers = shop.portal.send_many([(PHONE, text) for text in texts], connections=150)
+    assert [status for _, status in answers] == [200] * 150
+    settled(shop.app, *(message_id for message_id, _ in answers))
+    assert [received(shop, text) for text in texts] == [1] * len(texts)
+
+
+def test_what_the_pool_did_not_get_to_is_sent_by_the_next_pass(installed):
+    gate = Gate(installed.smsru, "/sms/send")
+    texts = [f"left over {number}" for number in range(30)]
+    ids = [send(installed, text) for text in texts]
+    until(lambda: gate.asked)
+    installed.app.kill()
+    installed.smsru.trouble = None
+    gate.open.set()
+    installed.app.start()
+
+    def everything_is_sent():
+        one_pass(installed)
+        return all(received(installed, text) for text in texts)
+    until(everything_is_sent)
+    assert set(stored(installed.app)) <= set(ids)
+
+
+# A full disk, a clean stop -----------------------------------------------------------------------
+
+LAUNCHER = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+os.execv(sys.executable, [sys.executable, {script!r}, *sys.argv[1:]])
+"""
+
+
+def test_a_full_disk_gets_5xx_and_leaves_nothing_behind(world, tmp_path):
+    app = world.new_app(RETRY_AFTER=60, STATUSES_EVERY=0)
+    launcher = tmp_path / "launcher.py"
+    launcher.write_text(LAUNCHER.format(limit=16384, script=str(app.script)))
+    app.script, world.app, world.portal.app_url = launcher, app, app.url
+    app.start()
+    assert install(world).status_code == 200
+    world.smsru.down = True
+    small = send(world, "it fits")
+    message_id, status = world.portal.send_message(PHONE, "x" * 20000)
+    assert 500 <= status < 600
+    assert list(stored(app)) == [small]
+    assert not [one for one in (app.data / "queue").iterdir() if message_id in one.name]
+    until(lambda: not list((app.data / "queue").glob("*.tmp")))
+    after = send(world, "it fits again")
+    assert set(stored(app)) == {small, after}
+
+
+def test_sigterm_finishes_what_is_being_sent_and_keeps_the_rest(installed):
+    app, gate = installed.app, Gate(installed.smsru, "/sms/send")
+    texts = [f"at the end {number}" for number in range(20)]
+    ids = [send(installed, text) for text in texts]
+    until(lambda: gate.asked)
+    app.process.terminate()
+    until(lambda: not listens(app), message="it still listens")
+    gate.open.set()
+    assert app.process.wait(10) == 0
+    assert set(stored(app)) == set(ids)
+    done = [one for one in stored(app).values() if one["operator_id"]]
+    assert len(done) == len(installed.smsru.sent) == len(gate.asked) > 0
+    app.start()
+    make_due(app)
+    one_pass(installed)
+    assert sorted(one["msg"] for one in installed.smsru.sent) == sorted(texts)
+    assert not [one for one in ids if doubted(app, one)]
+
+
+def listens(app):
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", int(app.env["PORT"]))) == 0

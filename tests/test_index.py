@@ -1,0 +1,136 @@
+"""index.php: the settings page, and who gets to see what is saved."""
+import json
+import re
+from html import unescape
+
+import pytest
+import requests
+from portal import ADMINISTRATOR, EMPLOYEE, Browser, World, install
+from test_install import reset
+
+KEY = "planted-operator-key-Wxyz"  # its end occurs in no random token
+
+
+def saved(app):
+    return (app.data / "settings.json").read_text("utf-8")
+
+
+def visible(page):
+    """What a person reads: no tags with their attributes, no style, no script."""
+    page = re.sub(r"(?s)<(style|script)\b.*?</\1>", " ", page)
+    return unescape(re.sub(r"(?s)<[^>]*>", " ", page))
+
+
+@pytest.fixture(scope="module")
+def shared():
+    world = World()
+    try:
+        world.start().start_app(RETRY_AFTER=1, STATUSES_EVERY=0)
+        yield world
+    finally:
+        world.stop()
+
+
+@pytest.fixture
+def ours(shared):
+    """The app installed with a key whose end can be searched for."""
+    reset(shared).smsru.keys.add(KEY)
+    assert install(shared, KEY).status_code == 200
+    return shared
+
+
+@pytest.mark.parametrize("page", ["index", ""])
+def test_an_administrator_sees_the_state_and_no_secret_in_full(ours, page):
+    ours.smsru.down = True
+    for number in range(7):
+        assert ours.portal.send_message("+79990000000", f"text {number}")[1] == 200
+    before, browser = saved(ours.app), Browser(ours)
+    answer = browser.open(page)
+    assert answer.status_code == 200
+    assert browser.form.found and browser.frame.items() <= browser.form.fields.items()
+    assert "Wxyz" in answer.text
+    assert re.search(r"\b7\b", visible(answer.text)), "the messages that wait"
+    secrets = [KEY, ours.portal.senders["fastsms"]["HANDLER"].partition("key=")[2],
+               ours.portal.client_secret, json.loads(before)["access_token"],
+               json.loads(before)["refresh_token"]]
+    assert [secret for secret in secrets if secret in answer.text] == []
+    assert browser.form.fields["api_key"] == ""
+    assert saved(ours.app) == before  # only Save brings tokens
+
+
+def test_the_last_pass_is_shown(ours):
+    browser = Browser(ours)
+    assert "<time" not in browser.open("index").text
+    ours.smsru.delay = 0
+    ours.portal.send_message("+79990000000", "text")
+    assert ours.app.run("statuses")[0] == 0
+    assert "<time" in browser.open("index").text
+
+
+def strangers(world):
+    """Who opens the page, what the app answers."""
+    elsewhere = world.another_portal()
+    return {"an employee": (Browser(world, EMPLOYEE), None, 403),
+            "another portal's administrator": (Browser(world, portal=elsewhere), None, 403),
+            "an unknown token": (Browser(world), {"AUTH_ID": "unknown"}, 403),
+            "no token": (Browser(world), {"AUTH_ID": ""}, 403)}
+
+
+@pytest.mark.parametrize("who", [
+    "an employee", "another portal's administrator", "an unknown token", "no token"])
+def test_nobody_else_sees_the_state(ours, who):
+    before = saved(ours.app)
+    browser, changes, status = strangers(ours)[who]
+    url, fields = browser.portal.open_frame(browser.user, "index")
+    answer = browser.post(url, {**fields, **(changes or {})})
+    assert answer.status_code == status
+    assert answer.headers["Content-Type"].lower().startswith("text/html")
+    assert "Wxyz" not in answer.text
+    assert saved(ours.app) == before
+
+
+@pytest.mark.parametrize("party", ["oauth", "portal"])
+def test_when_nobody_can_say_who_it_is_the_page_says_so(ours, party):
+    browser = Browser(ours)
+    url, fields = ours.portal.open_frame(ADMINISTRATOR, "index")
+    getattr(ours, party).stop()
+    answer = browser.post(url, fields)
+    assert answer.status_code == 502
+    assert answer.headers["Content-Type"].lower().startswith("text/html")
+    assert "Wxyz" not in answer.text
+
+
+def test_before_the_installation_there_is_a_form_and_no_state(shared):
+    browser = Browser(reset(shared))
+    answer = browser.open("index")
+    assert answer.status_code == 200
+    assert browser.form.found
+    assert browser.save(api_key="wrong").status_code == 400
+
+
+def test_a_new_address_is_warned_about_and_save_repairs_it(ours):
+    old, browser = ours.app.url, Browser(ours)
+    ours.app.stop()
+    app = ours.start_app(STATUSES_EVERY=0, RETRY_AFTER=1, DATA_DIR=ours.app.data)
+    page = visible(browser.open("index").text)
+    assert old.rstrip("/") in page, "where Bitrix24 still sends its messages"
+    assert app.url.rstrip("/") in page
+    answer = browser.save(api_key="")
+    assert answer.status_code == 200
+    browser.register(answer.json()["sender"])
+    assert ours.portal.senders["fastsms"]["HANDLER"].startswith(app.url + "handler?key=")
+    handlers = [one["handler"] for one in ours.portal.bindings]
+    assert handlers.count(app.url + "install") == 2
+    assert old.rstrip("/") not in visible(browser.open("index").text)
+    assert ours.portal.send_message("+79990000000", "text")[1] == 200
+
+
+def test_hostile_values_are_escaped(ours):
+    attack = '"><script>alert(1)</script>'
+    url, fields = ours.portal.open_frame(ADMINISTRATOR, "index")
+    for page in ("index", "install"):
+        body = {**fields, "PLACEMENT_OPTIONS": attack, "LANG": attack, attack: "name",
+                "DOMAIN": attack, "api_key": attack}
+        answer = requests.post(url.replace("/index", "/" + page), data=body, timeout=10)
+        assert answer.status_code == 200
+        assert "<script>alert" not in answer.text

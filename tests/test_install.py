@@ -1,0 +1,425 @@
+"""install.php: the frame's form, what Save does, and the application's events."""
+import json
+import re
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import requests
+from portal import ADMINISTRATOR, GOOD_KEY, Browser, Party, World, install, until
+
+EVENTS = ["ONAPPUNINSTALL", "ONAPPUPDATE"]
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """One running app for all tests that need no other variables; see `reset`."""
+    world = World()
+    try:
+        world.start().start_app(RETRY_AFTER=1, STATUSES_EVERY=0)
+        yield world
+    finally:
+        world.stop()
+
+
+def reset(world):
+    """Make a used world as good as new: nothing installed, nothing in trouble, nothing waiting."""
+    portal, smsru = world.portal, world.smsru
+    for party in (portal, world.oauth, smsru):
+        party.trouble = None
+        if party.server is None:
+            party.start()
+    until(lambda: all(json.loads(path.read_text("utf-8"))["tries"] for path in world.app.queue()),
+          message="a message of the test before is still under way")
+    for path in [*world.app.queue(), world.app.data / "settings.json"]:
+        path.unlink(missing_ok=True)
+    portal.senders, portal.bindings, portal.installed = {}, [], False
+    portal.old_portal, portal.binding_error = False, "ERROR_EVENT_BINDING_EXISTS"
+    portal.users[ADMINISTRATOR]["active"] = True
+    smsru.down, smsru.refuse, smsru.delay, smsru.keys = False, None, 1.0, {GOOD_KEY}
+    for used in (smsru.sent, smsru.requests, portal.requests, world.oauth.requests):
+        used.clear()
+    return world
+
+
+@pytest.fixture
+def blank(shared):
+    """The app is running and not installed."""
+    return reset(shared)
+
+
+@pytest.fixture
+def ours(blank):
+    """The app is installed by an administrator through the frame."""
+    assert install(blank).status_code == 200
+    return blank
+
+
+def settings(app):
+    path = app.data / "settings.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def bound(world):
+    """The events that the portal will tell the app about, and where."""
+    return sorted((one["event"], one["handler"]) for one in world.portal.bindings)
+
+
+def handler(world):
+    return world.portal.senders["fastsms"]["HANDLER"]
+
+
+def wait_in_queue(world):
+    """Leave one message in the queue: the operator is down while it comes."""
+    world.smsru.down = True
+    message_id, status = world.portal.send_message("+79990000000", "text", message_id="waits")
+    assert status == 200
+    path = world.app.data / "queue" / f"{message_id}.json"
+    until(lambda: json.loads(path.read_text("utf-8"))["tries"], message="it was not tried")
+
+
+# The pages -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("lang", "shown"), [("ru", "ru"), ("en", "en"), ("de", "en"), ("", "en")])
+def test_the_frame_gets_a_form_with_its_own_fields(blank, lang, shown):
+    world = blank
+    browser = Browser(world)
+    answer = browser.open("install", lang)
+    query = {name: one[0] for name, one in parse_qs(urlsplit(browser.url).query).items()}
+    form = browser.form.fields
+    assert answer.status_code == 200
+    assert {**query, **browser.frame}.items() <= form.items()
+    assert "api_key" in form
+    assert re.search(rf"<html[^>]* lang=\"{shown}\"", answer.text)
+    assert browser.form.action == "save"  # relative: the app may live under a path
+
+
+@pytest.mark.parametrize("path", ["", "index", "install"])
+def test_a_page_opened_outside_a_frame_says_how_to_open_it(blank, path):
+    answer = requests.get(blank.app.url + path, timeout=10)
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"].lower() == "text/html; charset=utf-8"
+    assert "Bitrix24" in answer.text
+    assert "sms-settings" not in answer.text
+    assert "/api/v1/" not in answer.text  # BX24.js throws outside a frame
+
+
+@pytest.mark.parametrize("missing", [
+    ["C_REST_CLIENT_ID"], ["C_REST_CLIENT_SECRET"], ["C_REST_CLIENT_ID", "C_REST_CLIENT_SECRET"]])
+def test_a_missing_variable_is_named_everywhere(world, missing):
+    app = world.start_app(STATUSES_EVERY=0, **dict.fromkeys(missing))
+    fine = {"C_REST_CLIENT_ID", "C_REST_CLIENT_SECRET"} - set(missing)
+    pages = [Browser(world).open(page).text for page in ("install", "index", "")]
+    saved = requests.post(app.url + "save", data={"api_key": GOOD_KEY}, timeout=10)
+    assert (saved.status_code, saved.json()["error"]) == (503, "NO_CLIENT_ID")
+    for text in [*pages, app.output(), saved.text]:
+        assert all(name in text for name in missing)
+        assert not any(re.search(rf"\b{name}\b", text) for name in fine)
+    assert settings(app) == {}
+
+
+def test_demo_says_everywhere_that_nothing_is_sent(world):
+    app = world.start_app(STATUSES_EVERY=0, SMS_OPERATOR="demo")
+    first_page = Browser(world).open("install", "en").text
+    answer = install(world, "any key")
+    second_page = Browser(world).open("index", "en").text
+    said = {"name": answer.json()["sender"]["NAME"], "start-up": app.output().split(" GET /")[0],
+            "install": first_page, "index": second_page}
+    silent = [where for where, text in said.items()
+              if not re.search(r"nothing is (really )?sent", text, re.IGNORECASE)]
+    assert silent == []
+
+
+# Save ------------------------------------------------------------------------------------------
+
+def test_install_from_the_frame(blank):
+    world, app = blank, blank.app
+    answer = install(world)
+    assert answer.status_code == 200, answer.text
+    sender = answer.json()["sender"]
+    assert sorted(sender) == ["CODE", "DESCRIPTION", "HANDLER", "NAME", "TYPE"]
+    assert (sender["CODE"], sender["TYPE"]) == ("fastsms", "SMS")
+    assert "Provider FastSms" in str(sender["NAME"])
+    assert re.fullmatch(re.escape(app.url) + r"handler\?key=[\w-]{20,}", sender["HANDLER"])
+    assert handler(world) == sender["HANDLER"]
+    assert bound(world) == [(event, app.url + "install") for event in EVENTS]
+    assert GOOD_KEY in json.dumps(settings(app))
+    assert settings(app)["member_id"] == world.portal.member_id
+
+
+def test_the_key_is_checked_then_saved_then_the_portal_is_told(blank):
+    world, app = blank, blank.app
+    seen = []
+
+    def look(method, path, fields):
+        if "event.bind" in path or path.startswith(("/auth", "/my")):
+            seen.append((path, GOOD_KEY in json.dumps(settings(app))))
+
+    world.portal.trouble = world.smsru.trouble = look
+    install(world)
+    assert len(seen) >= 2
+    assert seen[0] == ("/auth/check", False)
+    assert all("event.bind" in path and saved for path, saved in seen[1:])
+
+
+def refuse_with(code):
+    def trouble(world):
+        world.smsru.refuse = code
+    return trouble
+
+
+def make_down(world):
+    world.smsru.down = True
+
+
+def unreachable(world):
+    world.smsru.stop()
+
+
+@pytest.mark.parametrize(("trouble", "key", "status", "error"), [
+    (None, "wrong key", 400, "OPERATOR_KEY"),
+    (None, "", 400, "OPERATOR_KEY"),
+    (refuse_with(301), GOOD_KEY, 400, "OPERATOR_KEY"),
+    (refuse_with(220), GOOD_KEY, 502, "OPERATOR_DOWN"),
+    (make_down, GOOD_KEY, 502, "OPERATOR_DOWN"),
+    (unreachable, GOOD_KEY, 502, "OPERATOR_DOWN"),
+])
+def test_a_key_that_is_not_accepted_saves_nothing_and_may_be_sent_again(
+        blank, trouble, key, status, error):
+    world, app = blank, blank.app
+    if trouble:
+        trouble(world)
+    browser = Browser(world)
+    browser.open("install")
+    answer = browser.save(api_key=key)
+    assert (answer.status_code, answer.json()["error"]) == (status, error)
+    assert answer.json()["error_description"]
+    assert (settings(app), bound(world)) == ({}, [])
+    if world.smsru.server is None:
+        world.smsru.start()
+    world.smsru.refuse, world.smsru.down = None, False
+    assert browser.save(api_key=f" {GOOD_KEY} ").status_code == 200  # pasted with its spaces
+    assert f'"{GOOD_KEY}"' in json.dumps(settings(app))
+
+
+@pytest.mark.parametrize(("party", "error"), [("oauth", "OAUTH_SERVER"), ("portal", "PORTAL")])
+def test_save_without_the_portal_or_its_oauth_server_saves_nothing(blank, party, error):
+    world, app = blank, blank.app
+    browser = Browser(world)
+    browser.open("install")
+    for trouble in ("down", "answers HTML"):
+        if trouble == "down":
+            getattr(world, party).stop()
+        else:
+            getattr(world, party).start()
+            getattr(world, party).trouble = lambda *request: (502, "<html>Bad Gateway", {})
+        answer = browser.save(api_key=GOOD_KEY)
+        assert (answer.status_code, answer.json()["error"]) == (502, error), trouble
+        assert settings(app) == {}
+    getattr(world, party).trouble = None
+    assert browser.save(api_key=GOOD_KEY).status_code == 200
+
+
+def test_an_empty_key_keeps_the_saved_key(ours):
+    world, app = ours, ours.app
+    before = settings(app)
+    browser = Browser(world)
+    browser.open("index")
+    assert browser.save(api_key="").status_code == 200
+    assert browser.save(api_key="wrong key").status_code == 400
+    after = settings(app)
+    assert GOOD_KEY in json.dumps(after)
+    assert "wrong key" not in json.dumps(after)
+    assert after["access_token"] == browser.frame["AUTH_ID"] != before["access_token"]
+    assert world.smsru.requests[-1][1]["api_id"] == "wrong key"
+    assert world.smsru.requests[-2][1]["api_id"] == GOOD_KEY  # the saved one is checked as well
+
+
+@pytest.mark.parametrize("old_portal", [False, True])
+def test_a_sender_that_is_registered_already_gets_the_new_address(blank, old_portal):
+    blank.portal.old_portal = old_portal
+    blank.portal.senders["fastsms"] = {"CODE": "fastsms", "TYPE": "SMS", "NAME": "old",
+                                       "HANDLER": "https://old.example.com/handler"}
+    sender = install(blank).json()["sender"]
+    assert list(blank.portal.senders) == ["fastsms"]
+    assert handler(blank) == sender["HANDLER"]
+    assert blank.portal.send_message("+79990000000", "text")[1] == 200
+
+
+@pytest.mark.parametrize("error", ["ERROR_EVENT_BINDING_EXISTS", "ERROR_CORE"])
+def test_binding_the_events_twice_is_tolerated(blank, error):
+    world, app = blank, blank.app
+    world.portal.binding_error = error
+    for _ in range(2):
+        assert install(world).status_code == 200
+        assert bound(world) == [(event, app.url + "install") for event in EVENTS]
+
+
+def test_an_event_that_is_not_bound_is_an_error_and_save_can_be_repeated(world):
+    app = world.new_app(STATUSES_EVERY=0)
+    app.env["PUBLIC_URL"] = f"http://localhost:{app.env['PORT']}/"  # a host without a dot
+    world.portal.app_url = app.start().url
+    answer = install(world)
+    assert (answer.status_code, answer.json()["error"]) == (502, "ERROR_WRONG_HANDLER_URL")
+    app.stop()
+    del app.env["PUBLIC_URL"]
+    app.start()
+    world.app = app
+    assert install(world).status_code == 200
+    assert bound(world) == [(event, app.url + "install") for event in EVENTS]
+
+
+def test_a_second_portal_is_refused_until_settings_json_is_deleted(ours):
+    world, app = ours, ours.app
+    before = (app.data / "settings.json").read_bytes()
+    second = world.another_portal()
+    browser = Browser(world, portal=second)
+    browser.open("install")
+    answer = browser.save(api_key=GOOD_KEY)
+    assert (answer.status_code, answer.json()["error"]) == (403, "OTHER_PORTAL")
+    assert "settings.json" in answer.json()["error_description"]
+    assert second.fire("ONAPPINSTALL") == 403
+    assert (app.data / "settings.json").read_bytes() == before
+    assert (second.senders, second.bindings) == ({}, [])
+    (app.data / "settings.json").unlink()
+    assert browser.save(api_key=GOOD_KEY).status_code == 200
+    assert settings(app)["member_id"] == second.member_id
+
+
+# The address -----------------------------------------------------------------------------------
+
+class PathStrippingProxy(Party):
+    """What nginx does with `location /sms/ { proxy_pass http://app/; }`."""
+
+    name = "app"
+    target = None
+
+    def noted(self, method, path):
+        return False
+
+    def answer(self, method, path, fields, request):
+        if not path.startswith("/sms/"):
+            return 404, "not here", {}
+        answer = requests.request(method, self.target + request.path[len("/sms/"):],
+                                  data=request.form, timeout=10, allow_redirects=False)
+        return answer.status_code, answer.content, {
+            name: answer.headers[name] for name in ("Content-Type", "Content-Security-Policy")
+            if name in answer.headers}
+
+
+def test_behind_a_proxy_that_strips_the_path(world):
+    proxy = PathStrippingProxy().start()
+    try:
+        app = world.start_app(STATUSES_EVERY=0, PUBLIC_URL=proxy.url + "/sms/")
+        proxy.target, world.portal.app_url = app.url, proxy.url + "/sms/"
+        assert install(world).status_code == 200
+        assert handler(world).startswith(proxy.url + "/sms/handler?key=")
+        assert bound(world) == [(event, proxy.url + "/sms/install") for event in EVENTS]
+        assert world.portal.send_message("+79990000000", "text")[1] == 200
+        until(lambda: world.smsru.sent)
+        assert world.portal.fire("ONAPPUPDATE") == 200
+        assert handler(world).startswith(proxy.url + "/sms/handler?key=")
+    finally:
+        proxy.stop()
+
+
+@pytest.mark.parametrize("given", ["https://mydomain.ru/sms/", "https://mydomain.ru/sms"])
+def test_public_url_keeps_its_path(world, given):
+    world.start_app(STATUSES_EVERY=0, PUBLIC_URL=given)
+    assert install(world).status_code == 200
+    assert handler(world).startswith("https://mydomain.ru/sms/handler?key=")
+    assert bound(world) == [(event, "https://mydomain.ru/sms/install") for event in EVENTS]
+
+
+# Events ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("old_portal", [False, True])
+def test_a_rest_only_installation_registers_the_sender_from_the_server(world, old_portal):
+    world.portal.old_portal = old_portal
+    app = world.start_app(STATUSES_EVERY=0, SMS_API_KEY=GOOD_KEY)
+    for _ in range(2):  # the second time everything is there already
+        assert world.portal.fire("ONAPPINSTALL") == 200
+        assert list(world.portal.senders) == ["fastsms"]
+        assert handler(world).startswith(app.url + "handler?key=")
+        assert bound(world) == [(event, app.url + "install") for event in EVENTS]
+    assert world.portal.send_message("+79990000000", "text")[1] == 200
+    until(lambda: [one["msg"] for one in world.smsru.sent] == ["text"])
+    assert settings(app)["refresh_token"] in world.oauth.refresh
+
+
+def test_a_saved_key_wins_over_the_variable(world):
+    world.smsru.keys.add("the saved key")
+    world.start_app(STATUSES_EVERY=0, SMS_API_KEY="the key of the environment")
+    assert install(world, "the saved key").status_code == 200
+    assert world.portal.send_message("+79990000000", "text")[1] == 200
+    until(lambda: world.smsru.sent)
+    assert world.smsru.requests[-1][1]["api_id"] == "the saved key"
+
+
+def test_an_update_registers_again_and_brings_a_new_application_token(ours):
+    world, app = ours, ours.app
+    before, old_handler = settings(app), handler(world)
+    assert world.portal.fire("ONAPPUPDATE") == 200
+    assert handler(world) == old_handler
+    assert bound(world) == [(event, app.url + "install") for event in EVENTS]
+    after = settings(app)
+    assert after["application_token"] == world.portal.application_token
+    assert after["access_token"] in world.oauth.tokens
+    assert GOOD_KEY in json.dumps(after)
+    assert world.portal.send_message("+79990000000", "with the new token")[1] == 200
+    world.portal.application_token = before["application_token"]
+    assert world.portal.send_message("+79990000000", "with the old one")[1] == 403
+    until(lambda: world.smsru.sent)
+    assert [one["msg"] for one in world.smsru.sent] == ["with the new token"]
+
+
+@pytest.mark.parametrize(("clean", "left"), [(1, []), (0, ["waits.json"])])
+def test_an_uninstall_removes_tokens_key_and_secret(ours, clean, left):
+    world, app = ours, ours.app
+    wait_in_queue(world)
+    known, url = settings(app), handler(world)
+    assert world.portal.fire("ONAPPUNINSTALL", CLEAN=clean) == 200
+    text = json.dumps(settings(app))
+    for secret in (GOOD_KEY, url.partition("key=")[2], known["access_token"],
+                   known["refresh_token"], known["application_token"]):
+        assert secret not in text
+    assert [path.name for path in app.queue()] == left
+    answer = requests.post(url, data={"code": "fastsms", "message_id": "late"}, timeout=10)
+    assert (answer.status_code, answer.json()["error"]) == (503, "NOT_INSTALLED")
+    assert [path.name for path in app.queue()] == left
+    second = world.another_portal()  # nothing ties the app to the first portal any longer
+    world.smsru.down = False
+    assert Browser(world, portal=second).install(api_key=GOOD_KEY).status_code == 200
+
+
+@pytest.mark.parametrize("token", [None, "", "wrong", "ключ", "\ufffd"])
+def test_an_uninstall_without_the_right_token_changes_nothing(ours, token):
+    world, app = ours, ours.app
+    wait_in_queue(world)
+    before = (app.data / "settings.json").read_bytes()
+    forged = {"event": "ONAPPUNINSTALL", "data[CLEAN]": "1",
+              "auth[member_id]": world.portal.member_id, "auth[application_token]": token}
+    answer = requests.post(app.url + "install", data=forged, timeout=10)
+    assert (answer.status_code, answer.json()["error"]) == (403, "WRONG_EVENT")
+    assert (app.data / "settings.json").read_bytes() == before
+    assert len(app.queue()) == 1
+
+
+@pytest.mark.parametrize("token", [None, ""])
+def test_no_token_is_no_proof_even_where_none_is_stored(blank, token):
+    world, app = blank, blank.app
+    browser = Browser(world)
+    browser.open("install")
+    assert browser.save(api_key=GOOD_KEY, APPLICATION_TOKEN="").status_code == 200  # older portals
+    forged = {"event": "ONAPPUNINSTALL", "data[CLEAN]": "1", "auth[application_token]": token}
+    assert requests.post(app.url + "install", data=forged, timeout=10).status_code == 403
+    assert GOOD_KEY in json.dumps(settings(app))
+
+
+@pytest.mark.parametrize("event", ["", "ONCRMDEALADD", "onappinstall2", "ONAPPTEST"])
+def test_an_event_that_is_not_ours_is_refused(ours, event):
+    world, app = ours, ours.app
+    before = (app.data / "settings.json").read_bytes()
+    fields = {"event": event, "auth[application_token]": world.portal.application_token}
+    answer = requests.post(app.url + "install", data=fields, timeout=10)
+    assert (answer.status_code, answer.json()["error"]) == (403, "WRONG_EVENT")
+    assert (app.data / "settings.json").read_bytes() == before

@@ -1,0 +1,239 @@
+"""The operators: demo, which sends nothing, and smsru with its whole table of codes."""
+import json
+
+import pytest
+from portal import GOOD_KEY, Browser, World, install, until
+from test_queue import (
+    PHONE,
+    calls,
+    change,
+    cut,
+    doubted,
+    logged,
+    make_due,
+    one_pass,
+    path_of,
+    pause,
+    read,
+    received,
+    send,
+    settled,
+    stored,
+    tried,
+)
+
+# demo --------------------------------------------------------------------------------------------
+
+DEMO = {"+79990000000": ["sent", "delivered"], "+7 (999) 000-00-01": ["sent", "undelivered"],
+        "+79990000002": ["sent", "failed"], "+79990000003": ["sent", "delivered"]}
+
+
+def test_demo_delivers_and_its_numbers_meet_trouble(world):
+    app = world.start_app(SMS_OPERATOR="demo", RETRY_AFTER=0.1, STATUSES_EVERY=0)
+    assert install(world, api_key="any key").status_code == 200
+    ids = {to: send(world, "nothing is sent", to) for to in DEMO}
+    third = ids["+79990000003"]
+    tried(app, third)
+
+    def nothing_waits():
+        make_due(app)
+        return one_pass(world)["waiting"] == 0
+    until(nothing_waits, message="demo has not delivered")
+    assert {to: world.portal.messages[one]["history"] for to, one in ids.items()} == DEMO
+    assert [line["outcome"] for line in logged(app, "send", third)] == ["down", "down"]
+    assert [line["outcome"] for line in logged(app, "send", ids["+79990000002"])] == ["failed"]
+    assert not world.smsru.requests
+
+
+@pytest.mark.parametrize(("key", "status"), [("", 400), ("   ", 400), ("x", 200), ("ключ", 200)])
+def test_demo_takes_any_key_but_an_empty_one(key, status, demo):
+    browser = Browser(demo)
+    browser.open("install")
+    answer = browser.save(api_key=key)
+    assert answer.status_code == status
+    if status == 400:
+        assert answer.json()["error"] == "OPERATOR_KEY"
+
+
+@pytest.fixture(scope="module")
+def demo():
+    world = World()
+    try:
+        world.start().start_app(SMS_OPERATOR="demo", STATUSES_EVERY=0)
+        yield world
+    finally:
+        world.stop()
+
+
+# smsru -------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def one_world():
+    world = World()
+    try:
+        world.start().start_app(RETRY_AFTER=60, STATUSES_EVERY=0)
+        assert install(world).status_code == 200
+        yield world
+    finally:
+        world.stop()
+
+
+@pytest.fixture
+def shop(one_world):
+    """One installed world for the tables, as good as new for each row."""
+    operator = one_world.smsru
+    operator.delay, operator.refuse, operator.trouble, operator.error_ids = 0, None, None, False
+    operator.codes, operator.delivery = {}, {}
+    operator.requests.clear()
+    yield one_world
+    for path in (one_world.app.data / "queue").iterdir():
+        path.unlink()
+
+
+MINUTE, HOUR = 60, 3600
+FAILED = (202, 203, 204, 205, 207, 209, 214, 215, 216, 217, 221, 550, 999)
+HELD = {200: ("key", MINUTE), 300: ("key", MINUTE), 301: ("key", MINUTE), 302: ("key", MINUTE),
+        201: ("money", MINUTE), 206: ("limit", HOUR), 220: ("down", MINUTE), 500: ("down", MINUTE),
+        230: ("later", HOUR), 231: ("repeat", MINUTE), 232: ("repeated", HOUR),
+        233: ("later", HOUR)}
+
+
+@pytest.fixture(params=["entry", "entry with an id", "whole request"])
+def refuse(request, shop):
+    """The three ways in which SMS.ru refuses a message."""
+    def with_code(number, code):
+        shop.smsru.error_ids = request.param == "entry with an id"
+        if request.param == "whole request":
+            shop.smsru.refuse = code
+        else:
+            shop.smsru.codes = {number: code}
+    return with_code
+
+
+@pytest.mark.parametrize("code", FAILED)
+def test_a_permanent_refusal_is_failed_and_its_code_is_logged(shop, refuse, code):
+    refuse("79250000000", code)
+    message_id = send(shop, "no", "+79250000000")
+    tried(shop.app, message_id)
+    shop.smsru.refuse = None
+    line, = logged(shop.app, "send", message_id)
+    assert line["outcome"] == "failed"
+    assert str(code) in line["answer"]
+    assert one_pass(shop)["failed"] == 1
+    assert shop.portal.messages[message_id]["history"] == ["sent", "failed"]
+    assert len(calls(shop.smsru, "/sms/send")) == 1
+
+
+@pytest.mark.parametrize("code", HELD)
+def test_a_passing_refusal_holds_the_message(shop, refuse, code):
+    outcome, wait = HELD[code]
+    refuse("79250000001", code)
+    message_id = send(shop, "wait", "+79250000001")
+    tried(shop.app, message_id)
+    assert [line["outcome"] for line in logged(shop.app, "send", message_id)] == [outcome]
+    message = read(shop.app, message_id)
+    assert (message["text"], message["status"], message["operator_id"]) == ("wait", "", "")
+    assert wait * 0.9 < pause(shop.app, message_id) <= max(wait, 5 * MINUTE)
+    assert shop.portal.messages[message_id]["history"] == ["sent"]
+
+
+@pytest.mark.parametrize("code", [204, 214, 221, 550])
+def test_what_the_account_does_not_allow_is_logged_in_the_operators_words(shop, code):
+    shop.smsru.trouble = lambda method, path, fields: (200, {
+        "status": "OK", "status_code": 100, "sms": {fields["to"]: {
+            "status": "ERROR", "status_code": code, "status_text": "Имя не согласовано"}}}, {})
+    message_id = send(shop, "no", "+79250000002")
+    tried(shop.app, message_id)
+    assert "Имя не согласовано" in logged(shop.app, "send", message_id)[0]["answer"]
+
+
+FINAL = {103: "delivered", 110: "delivered", 999: "failed",
+         **dict.fromkeys((104, 105, 106, 107, 108, 150), "undelivered"),
+         **dict.fromkeys((-1, 100, 101, 102))}
+
+
+@pytest.mark.parametrize("code", FINAL)
+def test_the_operators_status_becomes_the_portals(shop, code):
+    message_id = send(shop, "what became of it", "+79250000003")
+    settled(shop.app, message_id)
+    shop.smsru.delivery = {"79250000003": code}
+    one_pass(shop)
+    news = shop.portal.messages[message_id]["history"][1:]
+    assert news == ([FINAL[code]] if FINAL[code] else [])
+    assert (message_id in stored(shop.app)) == (FINAL[code] is None)
+
+
+@pytest.mark.parametrize(("written", "sent"), [
+    ("+7 (925) 507-06-02", "79255070602"), ("8 925 507-06-02", "79255070602"),
+    ("8(925)5070602", "79255070602"), ("79255070602", "79255070602"),
+    ("+49 171 123-4567", "491711234567"), ("810 44 20 7946 0958", "810442079460958"),
+    ("8 800 1234", "88001234"), (" +375 29 123-45-67\n", "375291234567")])
+def test_numbers_are_sent_as_digits_and_an_8_becomes_7_in_11_of_them(shop, written, sent):
+    send(shop, "a number", written)
+    until(lambda: calls(shop.smsru, "/sms/send"))
+    assert calls(shop.smsru, "/sms/send")[0]["to"] == sent
+
+
+def test_requests_are_forms_posted_with_json_and_the_key_is_in_no_address(shop):
+    seen = len(shop.wire.exchanges)
+    settled(shop.app, send(shop, "a form"))
+    one_pass(shop)
+    made = [one for one in shop.wire.since(seen) if one["to"] == "operator"]
+    assert [(one["method"], one["path"]) for one in made] == [
+        ("POST", "/sms/send"), ("POST", "/sms/status")]
+    (asked,), (told,) = calls(shop.smsru, "/sms/send"), calls(shop.smsru, "/sms/status")
+    assert asked == {"api_id": GOOD_KEY, "json": "1", "to": "79255070602", "msg": "a form"}
+    assert set(told) == {"api_id", "json", "sms_id"}
+
+
+@pytest.mark.parametrize("answer", [
+    {"status": "OK", "status_code": 100}, {"status": "OK", "status_code": 100, "sms": []},
+    {"status": "OK", "status_code": 100, "sms": {"7": "?"}}, {}, [], None, "<html>", "100\n1-1"])
+def test_an_answer_without_sense_keeps_the_message_and_is_no_acceptance(shop, answer):
+    shop.smsru.trouble = lambda method, path, fields: (200, answer, {})
+    message_id = send(shop, "sense")
+    tried(shop.app, message_id)
+    message = read(shop.app, message_id)
+    assert (message["text"], message["operator_id"], message["status"]) == ("sense", "", "")
+    settings = json.loads((shop.app.data / "settings.json").read_text("utf-8"))
+    change(shop.app, message_id, operator_id="1-1", sent=message["received"], doubts=0)
+    assert settings and one_pass(shop)["waiting"] == 1
+
+
+@pytest.mark.parametrize("code", [231, 232])
+def test_a_repeat_after_a_try_in_doubt_means_that_the_first_got_through(shop, code):
+    cut(shop, 1)
+    message_id = send(shop, "it did", "+79250000004")
+    tried(shop.app, message_id)
+    assert doubted(shop.app, message_id)
+    shop.smsru.codes = {"79250000004": code}
+    make_due(shop.app)
+    assert one_pass(shop)["errors"] == {}
+    one_pass(shop)
+    assert shop.portal.messages[message_id]["history"] == ["sent", "sent"]
+    assert not path_of(shop.app, message_id).exists()
+    assert len(calls(shop.smsru, "/sms/send")) == 2
+    assert logged(shop.app, "send", message_id)[-1]["outcome"] == "got through"
+
+
+def test_a_test_is_marked_and_its_ids_may_repeat(world):
+    app = world.start_app(SMSRU_TEST=1, RETRY_AFTER=60, STATUSES_EVERY=0)
+    assert install(world).status_code == 200
+    world.smsru.delay = 0
+    ids = [send(world, f"test {number}", f"+7926000000{number}") for number in range(5)]
+    settled(app, *ids)
+    assert {fields["test"] for fields in calls(world.smsru, "/sms/send")} == {"1"}
+    assert len({one["operator_id"] for one in stored(app).values()}) == 1
+    one_pass(world)
+    assert [world.portal.messages[one]["history"][-1] for one in ids] == ["delivered"] * 5
+    assert not app.queue()
+    assert world.smsru.balance == 1000.0
+
+
+def test_the_form_wants_a_key_that_the_operator_accepts(shop):
+    browser = Browser(shop)
+    browser.open("index")
+    answer = browser.save(api_key="wrong")
+    assert (answer.status_code, answer.json()["error"]) == (400, "OPERATOR_KEY")
+    send(shop, "the good key stays", PHONE)
+    until(lambda: received(shop, "the good key stays"))

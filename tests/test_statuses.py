@@ -1,0 +1,448 @@
+"""statuses.php: bounded patience, few requests, and what the portal is told."""
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from portal import World, install, until
+from test_portal import SENDER
+from test_queue import (
+    PHONE,
+    Gate,
+    calls,
+    change,
+    cut,
+    logged,
+    make_due,
+    one_pass,
+    path_of,
+    pause,
+    read,
+    received,
+    send,
+    settled,
+    stored,
+    tried,
+)
+
+HOUR = 3600
+NOTHING = {"sent": 0, "delivered": 0, "undelivered": 0, "failed": 0, "waiting": 0, "errors": {}}
+UPDATE = "messageservice.message.status.update"
+
+
+@pytest.fixture(scope="module")
+def one_world():
+    world = World()
+    try:
+        world.start().start_app(RETRY_AFTER=100, STATUSES_EVERY=0)
+        assert install(world).status_code == 200
+        yield world
+    finally:
+        world.stop()
+
+
+@pytest.fixture
+def world(one_world):
+    """One installed world, good as new for each test: no trouble, an empty queue and log."""
+    yield fresh(one_world)
+    fresh(one_world)
+
+
+def fresh(world):
+    operator, portal = world.smsru, world.portal
+    operator.down, operator.refuse, operator.balance, operator.delay = False, None, 1000.0, 0
+    operator.trouble = portal.trouble = None
+    operator.codes, operator.delivery = {}, {}
+    operator.sent.clear()
+    for party in (operator, portal):
+        if not party.server:
+            party.start()
+        party.requests.clear()
+    for path in [*(world.app.data / "queue").iterdir(), *(world.app.data / "logs").iterdir()]:
+        path.unlink()
+    return world
+
+
+def unsent(world, *texts):
+    """Messages that the operator could not take at first, due now; their ids, in this order."""
+    world.smsru.down = True
+    ids = [send(world, text, f"+7900000{number:04}") for number, text in enumerate(texts)]
+    for number, message_id in enumerate(ids):
+        tried(world.app, message_id)
+        os.utime(path_of(world.app, message_id), (time.time() - 1000 + number,) * 2)
+    world.smsru.down = False
+    world.smsru.requests.clear()
+    return ids
+
+
+def on_its_way(world, *texts):
+    """Messages that the operator has, due now; their ids."""
+    ids = [send(world, text, f"+7911000{number:04}") for number, text in enumerate(texts)]
+    settled(world.app, *ids)
+    make_due(world.app, *ids)
+    return ids
+
+
+def history(world, message_id):
+    return world.portal.messages[message_id]["history"]
+
+
+def batches(world):
+    """The statuses of each request to the portal: [{message_id: command}]."""
+    return [{name[4:-1]: text for name, text in fields.items() if name.startswith("cmd[")}
+            for fields in calls(world.portal, "batch.json")]
+
+
+# Totals ------------------------------------------------------------------------------------------
+
+def test_the_totals_say_what_happened(world):
+    unsent(world, "now")
+    ids = on_its_way(world, "one", "two", "three", "four")
+    world.smsru.delivery = {"79110000002": 104, "79110000003": 102}
+    failed = send(world, "", "+79110000009")
+    until(lambda: read(world.app, failed)["status"] == "failed")
+    totals = one_pass(world)
+    assert totals == {**NOTHING, "sent": 1, "delivered": 2, "undelivered": 1, "failed": 1,
+                      "waiting": 2}
+    assert [history(world, one)[1:] for one in ids] == [
+        ["delivered"], ["delivered"], ["undelivered"], []]
+    assert logged(world.app, "statuses")
+
+
+def test_a_pass_over_an_empty_queue_asks_nobody(world):
+    assert one_pass(world) == NOTHING
+    assert not world.smsru.requests
+    assert not world.portal.requests
+
+
+@pytest.mark.parametrize("code", [-1, 100, 101, 102])
+def test_only_final_statuses_are_told(world, code):
+    message_id, = on_its_way(world, "moving")
+    world.smsru.delivery = {"79110000000": code}
+    assert one_pass(world) == {**NOTHING, "waiting": 1}
+    assert not world.portal.requests
+    assert stored(world.app)[message_id]["status"] == ""
+
+
+# Bounded patience --------------------------------------------------------------------------------
+
+TROUBLE = {"stopped": "down", "503 page": "down", 220: "down", 500: "down", 201: "money",
+           200: "key", 300: "key", 302: "key", 206: "limit"}
+
+
+@pytest.mark.parametrize("what", TROUBLE)
+def test_messages_wait_for_the_operator_and_one_try_shows_it(world, what):
+    ids = unsent(world, "a", "b", "c")
+    if what == "stopped":
+        world.smsru.stop()
+    else:
+        world.smsru.down = what == "503 page"
+        world.smsru.refuse = what if isinstance(what, int) else None
+    assert one_pass(world) == {**NOTHING, "waiting": 3, "errors": {"operator": TROUBLE[what]}}
+    assert what == "stopped" or len(calls(world.smsru, "/sms/send")) == 1
+    assert [pause(world.app, one) > 0 for one in ids] == [True, False, False]
+    assert not world.portal.requests
+    if what == "stopped":
+        world.smsru.start()
+    world.smsru.down, world.smsru.refuse = False, None
+    make_due(world.app)
+    assert one_pass(world)["sent"] == 3
+    make_due(world.app)
+    assert one_pass(world) == {**NOTHING, "delivered": 3}
+    assert [received(world, text) for text in "abc"] == [1, 1, 1]
+
+
+def test_a_message_in_doubt_ends_sending_for_the_pass(world):
+    unsent(world, "doubtful", "calm")
+    cut(world, 1)
+    assert one_pass(world) == {**NOTHING, "waiting": 2, "errors": {"operator": "in doubt"}}
+    assert len(calls(world.smsru, "/sms/send")) == 1
+
+
+def test_trouble_with_sending_does_not_stop_the_portal_from_being_told(world):
+    unsent(world, "stuck")
+    message_id, = on_its_way(world, "there")
+    path_of(world.app, message_id).touch()  # after the one that meets trouble
+    make_due(world.app, message_id)
+    world.smsru.trouble = lambda method, path, fields: (
+        (500, "", {}) if path == "/sms/send" else None)
+    totals = one_pass(world)
+    assert (totals["delivered"], totals["errors"]) == (1, {"operator": "down"})
+    assert history(world, message_id)[-1] == "delivered"
+
+
+def test_pauses_double_with_each_try_up_to_an_hour(world):
+    message_id, = unsent(world, "again")
+    world.smsru.down, pauses = True, []
+    for _ in range(8):
+        make_due(world.app)
+        one_pass(world)
+        pauses.append(round(pause(world.app, message_id) / 100))
+    assert pauses == [2, 4, 8, 16, 32, 36, 36, 36]
+    assert one_pass(world) == {**NOTHING, "waiting": 1}, "not due yet"
+
+
+@pytest.mark.parametrize("code", [207, 202, 230, 231, 232, 233, 999])
+def test_one_bad_message_does_not_hold_up_the_others(world, code):
+    ids = unsent(world, "first", "bad", "last")
+    world.smsru.codes = {"79000000001": code}
+    totals = one_pass(world)
+    assert (totals["sent"], totals["errors"]) == (2, {})
+    make_due(world.app, ids[0], ids[2])
+    assert one_pass(world)["delivered"] == 2
+
+
+@pytest.mark.parametrize(("field", "to", "text"), [
+    ("phone", "", "text"), ("phone", "call me", "text"), ("phone", "12", "text"),
+    ("text", PHONE, ""), ("text", PHONE, " \n ")])
+def test_what_cannot_be_sent_is_reported_as_failed(world, field, to, text):
+    message_id = send(world, text, to)
+    until(lambda: read(world.app, message_id)["status"])
+    assert one_pass(world) == {**NOTHING, "failed": 1}
+    assert history(world, message_id) == ["sent", "failed"]
+    assert not world.smsru.sent or world.smsru.sent[-1]["msg"] != text
+
+
+@pytest.mark.parametrize(("age", "wait"), [(60, 6), (1000, 100), (10 * HOUR, HOUR),
+                                           (60 * HOUR, HOUR)])
+def test_an_older_message_is_asked_about_less_often(world, age, wait):
+    message_id, = on_its_way(world, "slow")
+    world.smsru.delivery = {"79110000000": 102}
+    now = time.time()
+    change(world.app, message_id, received=now - age, sent=now - age)
+    one_pass(world)
+    assert wait * 0.95 - 3 < pause(world.app, message_id) < wait * 1.05 + 3
+    one_pass(world)
+    assert len(calls(world.smsru, "/sms/status")) == (1 if wait > 6 else pytest.approx(1, abs=1))
+
+
+@pytest.mark.parametrize(("hours", "status"), [(23, None), (25, "failed")])
+def test_an_unsent_message_is_given_up_after_24_hours(world, hours, status):
+    message_id, = unsent(world, "too late")
+    change(world.app, message_id, received=time.time() - hours * HOUR)
+    world.smsru.down = True
+    one_pass(world)
+    make_due(world.app)
+    one_pass(world)
+    assert history(world, message_id)[1:] == ([status] if status else [])
+    assert bool(world.app.queue()) == (status is None)
+
+
+@pytest.mark.parametrize("code", [-1, 102])
+@pytest.mark.parametrize(("hours", "status"), [(71, None), (73, "undelivered")])
+def test_a_message_without_a_final_status_is_given_up_after_72_hours(world, hours, status, code):
+    message_id, = on_its_way(world, "lost")
+    world.smsru.delivery = {"79110000000": code}
+    change(world.app, message_id, received=time.time() - hours * HOUR,
+           sent=time.time() - hours * HOUR)
+    one_pass(world)
+    assert history(world, message_id)[1:] == ([status] if status else [])
+    assert bool(world.app.queue()) == (status is None)
+
+
+def test_the_hours_of_giving_up_can_be_set(world):
+    late, = unsent(world, "unsent")
+    lost, = on_its_way(world, "waiting")
+    world.smsru.delivery = {"79110000000": 102}
+    for message_id in (late, lost):
+        change(world.app, message_id, received=time.time() - HOUR, sent=time.time() - HOUR)
+    other = world.new_app(DATA_DIR=world.app.data, GIVE_UP_UNSENT=0.5, GIVE_UP_WAITING=0.5)
+    for _ in range(2):
+        make_due(other)
+        other.run("statuses")
+    assert (history(world, late)[-1], history(world, lost)[-1]) == ("failed", "undelivered")
+
+
+# Few requests ------------------------------------------------------------------------------------
+
+def test_100_ids_an_ask_and_50_statuses_a_batch(world):
+    world.smsru.delay = 60
+    first, = on_its_way(world, "original")
+    message, sent = read(world.app, first), world.smsru.sent[-1]
+    for number in range(229):  # the operator and the portal know these as well
+        message_id, sms_id = f"copy-{number}", f"copied-{number}"
+        copy = {**message, "message_id": message_id, "operator_id": sms_id}
+        path_of(world.app, message_id).write_text(json.dumps(copy))
+        world.smsru.sent.append({**sent, "sms_id": sms_id})
+        world.portal.messages[message_id] = {**world.portal.messages[first], "history": ["sent"]}
+    make_due(world.app)
+    world.smsru.delay = 0
+    assert one_pass(world) == {**NOTHING, "delivered": 230}
+    asked = [len(fields["sms_id"].split(",")) for fields in calls(world.smsru, "/sms/status")]
+    assert (sum(asked), len(asked), max(asked)) == (230, 3, 100)
+    told = [len(one) for one in batches(world)]
+    assert (sum(told), len(told), max(told)) == (230, 5, 50)
+    assert not world.app.queue()
+
+
+def test_one_pass_at_a_time_and_the_second_says_so(world):
+    on_its_way(world, "alone")
+    gate = Gate(world.smsru, "/sms/status")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(world.app.run, "statuses")
+        until(lambda: gate.asked)
+        code, output = world.app.run("statuses")
+        over_http = one_pass(world)
+        gate.open.set()
+        assert first.result()[0] == 0
+    assert (code, bool(json.loads(output)["note"]), bool(over_http["note"])) == (0, True, True)
+    assert len(gate.asked) == 1
+    assert json.loads(first.result()[1]) == {**NOTHING, "delivered": 1}
+
+
+def test_the_lock_of_a_pass_dies_with_its_process(world):
+    on_its_way(world, "dead hand")
+    gate = Gate(world.smsru, "/sms/status")
+    run = subprocess.Popen([sys.executable, str(world.app.script), "statuses"],
+                           env=world.app.env, stdout=subprocess.DEVNULL)
+    until(lambda: gate.asked)
+    run.kill()
+    run.wait()
+    world.smsru.trouble = None
+    gate.open.set()
+    assert one_pass(world) == {**NOTHING, "delivered": 1}
+
+
+@pytest.mark.parametrize("make", [unsent, on_its_way])
+def test_files_that_vanish_under_a_pass_do_not_stop_it(world, make):
+    ids = make(world, "stays", "vanishes", "stays too")
+    gate = Gate(world.smsru, "/sms/send" if make is unsent else "/sms/status")
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(one_pass, world)
+        until(lambda: gate.asked)
+        path_of(world.app, ids[1]).unlink()
+        gate.open.set()
+        totals = running.result()
+    assert totals["errors"] == {}
+    assert (totals["sent"], totals["waiting"]) == ((2, 2) if make is unsent else (0, 0))
+    assert make is unsent or [history(world, one)[-1] for one in (ids[0], ids[2])] == [
+        "delivered", "delivered"]
+
+
+# What the portal answers -------------------------------------------------------------------------
+
+def stop_portal(world):
+    world.portal.stop()
+
+
+def broken_portal(world):
+    world.portal.trouble = lambda method, path, fields: (
+        500, {"error": "INTERNAL_SERVER_ERROR", "error_description": "Internal error"}, {})
+
+
+def proxy_page(world):
+    world.portal.trouble = lambda method, path, fields: (502, "<html>Bad gateway</html>", {})
+
+
+@pytest.mark.parametrize("trouble", [stop_portal, broken_portal, proxy_page])
+def test_a_status_is_kept_while_the_portal_is_down_and_the_operator_is_not_asked_again(
+        world, trouble):
+    message_id, = on_its_way(world, "known")
+    trouble(world)
+    totals = one_pass(world)
+    assert (totals["delivered"], totals["waiting"]) == (0, 1)
+    assert totals["errors"]["portal"]
+    assert stored(world.app)[message_id]["status"] == "delivered"
+    world.portal.trouble = None
+    if not world.portal.server:
+        world.portal.start()
+    make_due(world.app)
+    assert one_pass(world) == {**NOTHING, "delivered": 1}
+    assert len(calls(world.smsru, "/sms/status")) == 1
+    assert history(world, message_id) == ["sent", "delivered"]
+
+
+def test_portal_trouble_does_not_stop_sending(world):
+    ids = unsent(world, "x", "y", "z")
+    copy = {**read(world.app, ids[0]), "operator_id": "1", "sent": time.time(), "to": "",
+            "text": "", "status": "delivered"}
+    for number in range(120):  # more than one helping of statuses, all due before the unsent
+        path = path_of(world.app, f"final-{number}")
+        path.write_text(json.dumps({**copy, "message_id": path.stem}))
+        os.utime(path, (time.time() - 5000,) * 2)
+    broken_portal(world)
+    totals = one_pass(world)
+    assert (totals["sent"], totals["waiting"]) == (3, 123)
+    assert list(totals["errors"]) == ["portal"]
+    assert len(world.portal.requests) == 1, "a portal in trouble is not pressed"
+
+
+def refuse_one(world, message_id, error):
+    """The portal answers a batch, with an error for one message and true for the others."""
+    def trouble(method, path, fields):
+        if path.endswith("batch.json"):
+            names = [name[4:-1] for name in fields if name.startswith("cmd[")]
+            done = {name: True for name in names if name != message_id}
+            errors = {name: {"error": error, "error_description": "no"} for name in names
+                      if name == message_id}
+            return 200, {"result": {"result": done or [], "result_error": errors or []}}, {}
+    world.portal.trouble = trouble
+
+
+@pytest.mark.parametrize("error", ["ERROR_MESSAGE_NOT_FOUND", "ERROR_MESSAGE_STATUS_INCORRECT"])
+def test_a_message_the_portal_will_never_take_is_dropped_with_a_line_in_the_log(world, error):
+    first = on_its_way(world, "unknown", "known")[0]
+    refuse_one(world, first, error)
+    assert one_pass(world) == {**NOTHING, "delivered": 1}
+    assert not stored(world.app)
+    assert [line["message_id"] for line in logged(world.app, "dropped")] == [first]
+
+
+def test_the_pretend_portal_says_so_itself(world):
+    message_id, = on_its_way(world, "forgotten")
+    del world.portal.messages[message_id]
+    assert one_pass(world) == NOTHING
+    assert logged(world.app, "dropped", message_id)[0]["error"] == "ERROR_MESSAGE_NOT_FOUND"
+
+
+def test_an_error_that_may_heal_keeps_the_message_and_the_others_go(world):
+    first = on_its_way(world, "refused", "taken")[0]
+    refuse_one(world, first, "ACCESS_DENIED")
+    totals = one_pass(world)
+    assert (totals["delivered"], list(stored(world.app))) == (1, [first])
+    assert totals["errors"] == {"portal": "ACCESS_DENIED"}
+    world.portal.trouble = None
+    make_due(world.app)
+    assert one_pass(world) == {**NOTHING, "delivered": 1}
+
+
+@pytest.mark.parametrize(("days", "stays"), [(13, True), (15, False)])
+def test_after_14_days_a_message_goes_with_a_line_in_the_log(world, days, stays):
+    message_id, = on_its_way(world, "old")
+    broken_portal(world)
+    one_pass(world)
+    change(world.app, message_id, received=time.time() - days * 24 * HOUR)
+    one_pass(world)
+    assert (message_id in stored(world.app)) == stays
+    assert bool(logged(world.app, "dropped", message_id)) != stays
+
+
+# python app.py statuses --------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("trouble", "code", "errors"), [
+    (None, 0, set()), ("operator", 1, {"operator"}), ("portal", 1, {"portal"})])
+def test_the_command_line_prints_the_totals_and_exits_1_on_trouble(world, trouble, code, errors):
+    on_its_way(world, "by cron")
+    world.smsru.down = trouble == "operator"
+    if trouble == "portal":
+        broken_portal(world)
+    exit_code, output = world.app.run("statuses")
+    assert (exit_code, set(json.loads(output)["errors"])) == (code, errors)
+    assert set(json.loads(output)) == set(NOTHING)
+
+
+def test_before_the_installation_a_pass_says_so_and_exits_1(world):
+    app = world.new_app()
+    exit_code, output = app.run("statuses")
+    assert (exit_code, set(json.loads(output)["errors"])) == (1, {"portal"})
+
+
+def test_passes_run_by_themselves_inside_the_app(world):
+    app = world.new_app(DATA_DIR=world.app.data, STATUSES_EVERY=0.1).start()
+    message_id, = on_its_way(world, "by itself")
+    until(lambda: history(world, message_id) == ["sent", "delivered"])
+    assert app.stop() == 0
+    assert SENDER["CODE"] == world.portal.messages[message_id]["code"]

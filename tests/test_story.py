@@ -1,0 +1,66 @@
+"""The tutorial's story, as a reader starts it, and the same with the demo operator."""
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from portal import GOOD_KEY, ROOT, TEXT, Browser, until
+
+PATH = [sys.executable, str(ROOT / "tests" / "portal.py")]
+
+
+def play(*arguments):
+    done = subprocess.run([*PATH, *arguments], capture_output=True, timeout=20, check=False,
+                          env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, cwd=ROOT)
+    return done.returncode, (done.stdout + done.stderr).decode("utf-8")
+
+
+@pytest.fixture(scope="module")
+def told():
+    return play("--once")
+
+
+def test_once_plays_the_whole_story_and_exits_0(told):
+    code, output = told
+    assert code == 0, output
+    assert "The story came true." in output
+    for step in range(1, 11):
+        assert f"\n{step}. " in output
+    steps = ["POST /install", "POST /save", "messageservice.sender.add", "setInstallFinish",
+             "POST /handler", "/sms/send", "messageservice.message.status.update"]
+    places = [output.find(step) for step in steps]
+    assert -1 not in places, steps[places.index(-1)]
+    assert places == sorted(places)
+    assert TEXT in output
+    assert "sent → delivered" in output
+
+
+def test_what_the_story_prints_is_masked(told):
+    output = told[1]
+    assert GOOD_KEY not in output
+    assert "api_id = …" + GOOD_KEY[-4:] in output
+    assert "/handler?key=…" in output
+
+
+def test_a_story_that_cannot_be_told_exits_1():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        code, output = play("--once", "--port", str(taken.getsockname()[1]))
+    assert code == 1
+    assert "came true" not in output
+
+
+def test_the_same_story_with_demo(world):
+    app = world.start_app(SMS_OPERATOR="demo", STATUSES_EVERY=0.2, RETRY_AFTER=1)
+    assert Browser(world).install(api_key="any").status_code == 200
+    assert "demo" in world.portal.senders["fastsms"]["NAME"]
+    answers = [world.portal.send_message("+79990000000", TEXT, robot=robot)
+               for robot in (False, True)]
+    assert [status for _, status in answers] == [200, 200]
+    until(lambda: [world.portal.messages[one]["history"] for one, _ in answers]
+          == [["sent", "delivered"]] * 2)
+    until(lambda: not app.queue())
+    assert not world.smsru.requests
+    assert app.stop() == 0
