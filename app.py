@@ -24,10 +24,13 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
+import socket
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -202,10 +205,8 @@ def send(message_id):
     with Queue.claim(message_id, settings) as message:
         if not message:
             return "busy"
-        outcome, answer = "gave up", ""
-        if not re.search(r"\d", message["to"]) or not message["text"].strip():
-            outcome = "failed"
-        elif message["doubts"] < 2 and now - message["received"] <= GIVE_UP_UNSENT * HOUR:
+        outcome, answer = hopeless(message), ""
+        if not outcome:
             outcome, answer = OPERATOR.send(operator_settings(settings), message)
         if outcome in ("repeat", "repeated") and message["doubts"]:
             outcome = "got through"  # the operator knows the message: the first try was accepted
@@ -220,6 +221,13 @@ def send(message_id):
             CRest.set_log("send", message_id=message_id, outcome=outcome, answer=answer)
         Queue.record(message, time.time() + pause)
     return outcome
+
+
+def hopeless(message):
+    """Why a message is not sent at all, if so."""
+    if message["doubts"] > 1 or time.time() - message["received"] > GIVE_UP_UNSENT * HOUR:
+        return "gave up"
+    return "" if re.search(r"\d", message["to"]) and message["text"].strip() else "failed"
 
 
 # ---- statuses.php: one pass over the queue ------------------------------------------------------
@@ -245,11 +253,8 @@ def one_pass():
         if not alone:
             return {**totals, "note": "another pass is running"}
         for batch in Queue.due(settings, 100):
-            for message in batch:  # what the pool did not get to, what must be tried again
-                unsent = not (message["operator_id"] or message["status"])
-                outcome = send(message["message_id"]) if unsent and "operator" not in errors else ""
-                totals["sent"] += outcome == "sent"
-                errors.update({"operator": outcome} if outcome in ACCOUNT_TROUBLE else {})
+            for message in batch:
+                send_unsent(message, totals)
             if "portal" not in errors:
                 ask([m for m in batch if m["operator_id"] and not m["status"]], settings, totals)
                 report([m for m in batch if m["status"]], totals)
@@ -259,6 +264,16 @@ def one_pass():
     last = {"last_pass": {"time": int(time.time()), **totals}}
     CRest.change_setting_data(lambda saved: saved and {**saved, **last})
     return totals
+
+
+def send_unsent(message, totals):
+    """What the pool did not get to, what must be tried again, and what has waited too long."""
+    unsent = not (message["operator_id"] or message["status"])
+    if unsent and ("operator" not in totals["errors"] or hopeless(message)):
+        outcome = send(message["message_id"])
+        totals["sent"] += outcome == "sent"
+        if outcome in ACCOUNT_TROUBLE:
+            totals["errors"]["operator"] = outcome
 
 
 def ask(batch, settings, totals):
@@ -570,7 +585,7 @@ with suppress(OSError):  # checkserver tells
 
 def write(path, data, due=None, put=os.replace):
     """Written aside, flushed, put in place, folder flushed: after a crash, whole or not there."""
-    aside = QUEUE / f"{secrets.token_hex(8)}.tmp"
+    aside = path.with_suffix(f".{secrets.token_hex(8)}.tmp")
     try:
         with open(aside, "x", encoding="utf-8") as file:
             json.dump(data, file, ensure_ascii=False)
@@ -599,6 +614,10 @@ def locked(path, wait=True, mode="a"):
         yield file
 
 
+TEXTS = ("message_id", "member_id", "operator", "code", "to", "text", "operator_id", "status")
+NUMBERS = ("received", "sent", "tries", "doubts")
+
+
 class Queue:
     """Replace me: the waiting messages, one JSON file each, in the manner of Maildir.
 
@@ -621,6 +640,8 @@ class Queue:
         """Out: the message, or None if it is gone or not ours. What can't be read is set aside."""
         try:
             message = json.loads(path.read_text("utf-8"))
+            "".join([message[name] for name in TEXTS])  # raises unless they are there, and texts
+            sum(message[name] for name in NUMBERS)
             owner = message["member_id"], message["operator"], message["code"]
             return message if owner == (settings["member_id"], SMS_OPERATOR, SENDER_CODE) else None
         except FileNotFoundError:
@@ -635,7 +656,7 @@ class Queue:
         """Out: the message, if it is unsent and nobody else has it; else None."""
         path = QUEUE / f"{message_id}.json"
         with locked(path, wait=False, mode="r+") as file:
-            mine = file and os.path.samestat(os.fstat(file.fileno()), path.stat())
+            mine = file and path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
             message = Queue.read(path, settings) if mine else None
             if message and not message["operator_id"] and not message["status"]:
                 mark = path.stat().st_mtime
@@ -651,22 +672,24 @@ class Queue:
     def due(settings, size):
         """Yield the due messages, the longest waiting first, in lists; sweep what is left over."""
         found, now = [], time.time()
-        for entry in os.scandir(QUEUE):
+        for path in (*QUEUE.iterdir(), *DATA_DIR.glob("*.tmp")):
             with suppress(FileNotFoundError):
-                mtime = entry.stat().st_mtime
-                if not entry.name.endswith(".json"):
-                    if now - mtime > (HOUR if entry.name.endswith(".tmp") else KEEP):
-                        os.unlink(entry.path)
+                mtime = path.stat().st_mtime
+                if path.suffix != ".json":
+                    if now - mtime > (HOUR if path.suffix == ".tmp" else KEEP):
+                        path.unlink()
                 elif not now < mtime <= now + HOUR:  # farther off than any pause: the clock was set
-                    found.append((mtime, entry.name))
+                    found.append((mtime, path.name))
         found.sort()
         for start in range(0, len(found), size):
             messages = [Queue.read(QUEUE / name, settings) for _, name in found[start:start + size]]
             yield [message for message in messages if message]
 
     def record(message, due):
-        if Queue.path(message).exists():  # an uninstallation is not undone
-            write(Queue.path(message), message, due)
+        """Replaces the message; never brings one back that clear() took away meanwhile."""
+        with suppress(FileNotFoundError):
+            write(Queue.path(message), message, due, lambda aside, path: (
+                path.exists() and os.replace(aside, path)))
 
     def postpone(message, due):
         with suppress(FileNotFoundError):
@@ -679,8 +702,10 @@ class Queue:
         return sum(name.endswith(".json") for name in os.listdir(QUEUE))
 
     def clear():
-        for path in [*QUEUE.glob("*.json"), *QUEUE.glob("*.unreadable")]:
-            path.unlink(missing_ok=True)
+        """Move the folder away first: what record() has begun to write there, moves along."""
+        old = QUEUE.rename(DATA_DIR / f"old-{secrets.token_hex(8)}")
+        QUEUE.mkdir()
+        shutil.rmtree(old)
 
 
 # ---- Operators: Demo, SmsRu ---------------------------------------------------------------------
@@ -773,8 +798,22 @@ def operator_settings(settings):
 POOL = ThreadPoolExecutor(8)  # its threads start with the first message
 
 
+CONNECTIONS = weakref.WeakSet()
+
+
 class Server(ThreadingMixIn, WSGIServer):
     request_queue_size = 1024  # Bitrix24 may call a thousand times at once
+
+    def process_request(self, connection, address):
+        CONNECTIONS.add(connection)
+        super().process_request(connection, address)
+
+    def server_close(self):
+        """Hear nothing more, so that silent connections end; what came in whole is answered."""
+        for connection in list(CONNECTIONS):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RD)
+        super().server_close()
 
     def handle_error(self, *_):
         """The other side went away, or kept silent for 30 seconds."""

@@ -145,7 +145,8 @@ def test_a_body_is_refused_before_it_is_read_or_when_it_is_cut(shop, headers, bo
     if body is None:
         body = urlencode(fields_of(shop, "cut")).encode()
     with socket.create_connection(("127.0.0.1", int(shop.app.env["PORT"])), 10) as one:
-        one.sendall(f"POST /{path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n\r\n".encode() + body)
+        head = f"POST /{path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n\r\n"
+        one.sendall(head.encode() + body)
         if code == "INCOMPLETE":
             one.shutdown(socket.SHUT_WR)
         head, _, rest = one.makefile("rb").read().partition(b"\r\n\r\n")
