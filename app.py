@@ -26,11 +26,9 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import sys
 import threading
 import time
-import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -98,7 +96,8 @@ def install():
     if fields["event"] in ("ONAPPINSTALL", "ONAPPUPDATE"):
         register(CRest.install_app(CRest.check_token(fields)), without_page=True)
     else:
-        proven = known and same(known, fields.get("auth[application_token]", ""))
+        given = fields.get("auth[application_token]", "")
+        proven = known and hmac.compare_digest(known.encode(), given.encode())
         require(proven and fields["event"] == "ONAPPUNINSTALL", 403, "WRONG_EVENT: not our portal")
         CRest.change_setting_data(lambda saved: {})
         if fields.get("data[CLEAN]") == "1":
@@ -115,14 +114,12 @@ def save():
     refused, 403 see check_token(), 502 no answer. Differs from PHP: the step was left to you.
     """
     fields = form()
-    found, typed = CRest.check_token(fields), {}
-    for name in (field["name"] for field in OPERATOR.FIELDS):
-        if fields.get(name, "").strip():
-            typed[name] = fields[name].strip()
+    found, names = CRest.check_token(fields), [field["name"] for field in OPERATOR.FIELDS]
+    typed = {name: fields[name].strip() for name in names if fields.get(name, "").strip()}
     trouble, _ = OPERATOR.check({**operator_settings(CRest.get_setting_data()), **typed})
     require(trouble != "key", 400, "OPERATOR_KEY: the operator does not accept it")
     require(not trouble, 502, "OPERATOR_DOWN: the operator could not check it; try again later")
-    return {"sender": register(CRest.install_app(found, typed))}
+    return {"sender": register(CRest.install_app(found, **typed))}
 
 
 def register(settings, without_page=False):
@@ -176,9 +173,10 @@ def handler():
     """
     fields = form()
     settings = check_key(fields)
-    known = settings.get("application_token") or ""
-    token = fields.get("auth[application_token]", known)  # the author's auth: never keep its tokens
-    require(not known or same(known, token), 403, "WRONG_APPLICATION_TOKEN: " + PRESS_SAVE)
+    known = settings.get("application_token", "")
+    given = fields.get("auth[application_token]", known)  # the author's auth: never keep its tokens
+    right = not known or hmac.compare_digest(known.encode(), given.encode())
+    require(right, 403, "WRONG_APPLICATION_TOKEN: " + PRESS_SAVE)
     require(fields.get("code") == SENDER_CODE, 400, f"WRONG_CODE: we serve {SENDER_CODE}")
     usable = re.fullmatch(r"\w[\w.-]{0,127}", fields.get("message_id", ""), re.ASCII)
     require(usable, 400, "WRONG_MESSAGE_ID: letters, digits and _ . - are usable, 128 at most")
@@ -364,13 +362,9 @@ def check_key(fields):
     """The secret in our own URLs. Out: the settings."""
     settings = CRest.get_setting_data()
     require("handler_key" in settings, 503, "NOT_INSTALLED: " + PRESS_SAVE)
-    right = same(settings["handler_key"], fields.get("key", ""))
+    right = hmac.compare_digest(settings["handler_key"].encode(), fields.get("key", "").encode())
     require(right, 403, "WRONG_KEY: use the address that Save registered, with its ?key=SECRET")
     return settings
-
-
-def same(secret, given):
-    return hmac.compare_digest(secret.encode(), given.encode())  # bytes, in constant time
 
 
 def public_url():
@@ -441,6 +435,8 @@ class CRest:
     Differs from PHP: tokens are proven before they are saved, and changed under a lock.
     """
 
+    FRAME = (("access_token", "AUTH_ID"), ("refresh_token", "REFRESH_ID"),
+             ("application_token", "APPLICATION_TOKEN"))
     NEVER = ("ERROR_MESSAGE_NOT_FOUND", "ERROR_MESSAGE_STATUS_INCORRECT")  # no use to try again
     TOKENS = ("expired_token", "invalid_token", "NO_AUTH_FOUND", "invalid_grant", "invalid_client",
               "ACCESS_DENIED", "user_access_error", "no_install_app")  # an administrator can mend
@@ -468,18 +464,15 @@ class CRest:
         Errors: 403 not ours, another portal, no administrator; 502. ("app.info", "profile")
         """
         require(not MISSING, 503, f"NO_CLIENT_ID: set {' and '.join(MISSING)}, then restart")
-        names = ["AUTH_ID", "REFRESH_ID", "APPLICATION_TOKEN"]
-        if "event" in fields:
-            names = ["auth[access_token]", "auth[refresh_token]", "auth[application_token]"]
-        access, refresh, application = (fields.get(name, "") for name in names)
-        status, answer = post(OAUTH_URL + "/rest/app.info", {"auth": access})
+        found = {name: fields.get(f"auth[{name}]" if "event" in fields else field, "")
+                 for name, field in CRest.FRAME}
+        status, answer = post(OAUTH_URL + "/rest/app.info", {"auth": found["access_token"]})
         answered = "result" in answer or status in (400, 401, 403)
         require(answered, 502, "OAUTH_SERVER: the OAuth server did not answer; try again")
         ours = mapping(answer, "result").get("client_id") == CLIENT_ID
         require(ours, 403, "WRONG_TOKEN: not a token of this application; reload the page")
         install = mapping(answer, "result", "install")
-        found = {"access_token": access, "refresh_token": refresh, "application_token": application,
-                 **{name: str(install.get(name)) for name in ("member_id", "client_endpoint")}}
+        found.update({name: str(install.get(name)) for name in ("member_id", "client_endpoint")})
         known = CRest.get_setting_data().get("member_id", found["member_id"])
         require(known == found["member_id"], 403, "OTHER_PORTAL: to move, delete settings.json")
         profile = mapping(CRest.call_curl(found, "profile", {}), "result")
@@ -487,16 +480,13 @@ class CRest:
         require(profile.get("ADMIN") is True, 403, "NOT_ADMIN: only an administrator may do this")
         return found
 
-    def install_app(found, typed=()):
+    def install_app(found, **typed):
         """Save a proven installation and the operator's fields; what is not given stays."""
         news = {name: value for name, value in found.items() if value}
-
-        def change(saved):
-            fields = {**mapping(saved, "operators", SMS_OPERATOR), **dict(typed)}
-            operators = {**mapping(saved, "operators"), SMS_OPERATOR: fields}
-            return {"handler_key": secrets.token_urlsafe(24), **saved, **news,
-                    "public_url": public_url(), "operators": operators}
-        return CRest.change_setting_data(change)
+        return CRest.change_setting_data(lambda saved: {
+            "handler_key": secrets.token_urlsafe(24), **saved, **news, "public_url": public_url(),
+            "operators": {**mapping(saved, "operators"), SMS_OPERATOR: {
+                **mapping(saved, "operators", SMS_OPERATOR), **typed}}})
 
     def call(method, params):
         """One REST method with the saved tokens. Out: {"result": ...} or {"error": "CODE"}"""
@@ -798,22 +788,9 @@ def operator_settings(settings):
 POOL = ThreadPoolExecutor(8)  # its threads start with the first message
 
 
-CONNECTIONS = weakref.WeakSet()
-
-
 class Server(ThreadingMixIn, WSGIServer):
     request_queue_size = 1024  # Bitrix24 may call a thousand times at once
-
-    def process_request(self, connection, address):
-        CONNECTIONS.add(connection)
-        super().process_request(connection, address)
-
-    def server_close(self):
-        """Hear nothing more, so that silent connections end; what came in whole is answered."""
-        for connection in list(CONNECTIONS):
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RD)
-        super().server_close()
+    daemon_threads = True  # a silent connection does not hold up the end
 
     def handle_error(self, *_):
         """The other side went away, or kept silent for 30 seconds."""

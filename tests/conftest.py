@@ -6,6 +6,12 @@ import pytest
 
 sys.dont_write_bytecode = True
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+CHROMIUM, CHROMEDRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+CHROMIUM_FLAGS = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+                  "--disable-background-networking", "--window-size=1280,800"]
+if hasattr(os, "geteuid") and os.geteuid() == 0:
+    CHROMIUM_FLAGS.append("--no-sandbox")  # root may not have one
+
 
 @pytest.fixture
 def world():
@@ -31,3 +37,45 @@ def installed(world, app):
     answer = install(world)
     assert answer.status_code == 200, answer.text
     return world
+
+
+def start_browser():
+    """Start Debian's Chromium with its driver; without them Selenium finds or fetches a browser."""
+    from selenium import webdriver
+    os.environ["SE_AVOID_STATS"] = "true"
+    options = webdriver.ChromeOptions()
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for flag in CHROMIUM_FLAGS:
+        options.add_argument(flag)
+    driver = None
+    if os.path.exists(CHROMIUM) and os.path.exists(CHROMEDRIVER):
+        os.environ["SE_OFFLINE"] = "true"
+        options.binary_location, driver = CHROMIUM, CHROMEDRIVER
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    browser.set_page_load_timeout(30)
+    return browser
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """One real browser for the whole session: its start is slow. None: skip, but fail in CI."""
+    try:
+        browser = start_browser()
+    except Exception as error:  # no selenium, no browser, no network to fetch one: all the same
+        give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        give_up(f"no browser to test the pages with: {type(error).__name__}: {error}")
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def chrome(chromium):
+    """The browser, its window as new; a script error on any page fails the test that caused it."""
+    chromium.get_log("browser")
+    yield chromium
+    trouble = [line["message"] for line in chromium.get_log("browser")
+               if line["level"] == "SEVERE" and "Failed to load resource" not in line["message"]]
+    chromium.execute_cdp_cmd("Network.setBlockedURLs", {"urls": []})
+    chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    chromium.get("about:blank")
+    assert trouble == []
