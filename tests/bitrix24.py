@@ -28,6 +28,9 @@ class Moved(Party):
         self.portal, self.name, self.server = portal, portal.name, portal.server
         self.server.party = self  # takes over the listening socket, no connection is cut
 
+    def noted(self, method, path):
+        return self.portal.noted(method, path)
+
     def answer(self, method, path, fields, request):
         return 302, "<html><title>302 Found</title></html>", {
             "Location": self.portal.url + request.path, **CORS}
@@ -174,6 +177,7 @@ class Portal(Calls, Party):
         self.limit = False        # True: the leaky bucket of "Limits" is on
         self.binding_error = "ERROR_EVENT_BINDING_EXISTS"  # some portals say ERROR_CORE
         self.pages = {"/api/v1/": ("application/javascript", "/* the pretend BX24.js */\n")}
+        self.site = None      # what answers beside REST: box.py's page for a person
         self.bucket, self.moment, self.moved = 0.0, 0.0, []
         self.lock = threading.RLock()
 
@@ -220,7 +224,8 @@ class Portal(Calls, Party):
             kind, text = self.pages[path]
             return 200, text, {"Content-Type": kind + "; charset=utf-8"}
         if not path.startswith("/rest/"):
-            return 404, "<html><title>404 Not Found</title></html>", {}
+            missing = 404, "<html><title>404 Not Found</title></html>", {}
+            return self.site(method, path, fields, request) if self.site else missing
         if method == "OPTIONS":
             return 200, "", CORS
         try:

@@ -1,8 +1,9 @@
 """Try the app without a Bitrix24 account: python tests/portal.py [--once] [--port N]
 
 Starts a pretend portal, a pretend OAuth server and a pretend SMS.ru, and the app beside them as
-users start it; then plays the tutorial's story and prints what went over the wire. With --once it
-ends after the story: 0 if it came true, 1 if not. Tests import the classes from here.
+users start it; then says where to open the portal's page, and everything else is clicked there.
+With --once it plays the tutorial's story without a browser, prints what went over the wire, and
+ends: 0 if the story came true, 1 if not. Tests import the classes from here.
 """
 import argparse
 import atexit
@@ -21,11 +22,12 @@ from urllib.parse import urljoin
 
 import requests
 from bitrix24 import ADMINISTRATOR, EMPLOYEE, Portal
+from box import ENV, Box
 from oauth import OAuth
 from smsru import GOOD_KEY, SmsRu
 from wire import Party, Wire, flat, until
 
-__all__ = ["ADMINISTRATOR", "EMPLOYEE", "GOOD_KEY", "App", "Browser", "OAuth", "Party", "Portal",
+__all__ = ["ADMINISTRATOR", "EMPLOYEE", "GOOD_KEY", "App", "Box", "Browser", "OAuth", "Party", "Portal",
            "SmsRu", "Wire", "World", "install", "until"]
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -148,6 +150,7 @@ class World:
         self.portal = Portal(self.wire, self.oauth, port=port)
         self.smsru = SmsRu(self.wire)
         self.app, self.apps, self.portals = None, [], [self.portal]
+        self.box = None
 
     def start(self):
         for party in (self.oauth, self.portal, self.smsru):
@@ -165,6 +168,11 @@ class World:
         self.portal.app_url = self.app.url
         return self.app
 
+    def start_box(self, **env):
+        """Start the app for a person at a browser, and give the portal its page."""
+        self.box = Box(self)
+        return self.box.start(self.start_app(**{**ENV, **env}))
+
     def another_portal(self, **values):
         """Start a second portal beside the first, with a member_id of its own."""
         self.portals.append(Portal(self.wire, self.oauth, **values).start())
@@ -174,7 +182,7 @@ class World:
     def stop(self):
         for app in self.apps:
             app.close()
-        for party in (*self.portals, self.oauth, self.smsru):
+        for party in (*self.portals, self.oauth, self.smsru, *filter(None, [self.box])):
             party.stop()
 
 
@@ -368,10 +376,26 @@ def goodbye(signum, frame):
     raise KeyboardInterrupt
 
 
+def play_once(world):
+    """Start the app and play the story; the exit code."""
+    app = world.start_app(STATUSES_EVERY=1, RETRY_AFTER=1)
+    print(f"Portal {world.portal.url}  OAuth {world.oauth.url}  SMS.ru {world.smsru.url}\n"
+          f"App {app.url}  its data {app.data}")
+    return 0 if Story(world).play() else 1
+
+
+def stay_up(world):
+    """Start the app, not installed yet; the rest is clicked, until Ctrl-C or SIGTERM."""
+    world.start_box()
+    print(f"Open {world.portal.url}/ in a browser. Ctrl-C ends everything.")
+    threading.Event().wait()
+
+
 def main(arguments=None):
-    """Play the story; then, unless told --once, stay up until Ctrl-C or SIGTERM."""
+    """Stay up with the portal's page, or play the story when told --once."""
     options = argparse.ArgumentParser(description="Try the app on a pretend Bitrix24.")
-    options.add_argument("--once", action="store_true", help="end after the story: 0 or 1")
+    options.add_argument("--once", action="store_true",
+                         help="play the story without a browser and end: 0 or 1")
     options.add_argument("--port", type=int, default=0, help="the pretend portal's port")
     chosen = options.parse_args(arguments)
     sys.stdout.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
@@ -380,14 +404,7 @@ def main(arguments=None):
     world = World(chosen.port)
     try:
         world.start()
-        app = world.start_app(STATUSES_EVERY=1, RETRY_AFTER=1)
-        print(f"Portal {world.portal.url}  OAuth {world.oauth.url}  SMS.ru {world.smsru.url}\n"
-              f"App {app.url}  its data {app.data}")
-        came_true = Story(world).play()
-        if not chosen.once:
-            print("\nEverything stays up; Ctrl-C ends it.")
-            threading.Event().wait()
-        return 0 if came_true else 1
+        return (play_once if chosen.once else stay_up)(world)
     except (OSError, AssertionError) as error:
         print(f"It could not start: {error}")
         return 1

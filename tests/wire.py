@@ -34,6 +34,7 @@ SCRIPTS = [  # who is asked, what the path looks like, the tutorial's script it 
     ("operator", r"/sms/status$", "statuses"),
     ("operator", r"", "install"),
     ("portal", r"messageservice\.message\.status\.update(\.json)?$", "statuses"),
+    ("portal", r"/profile(\.json)?$", "crest"),  # whose token is it? asked by install and index
     ("portal", r"", "install"),
 ]
 
@@ -92,7 +93,8 @@ class Wire:
         self.news = threading.Condition()
         self.local = threading.local()
 
-    def add(self, who, to, method, path, fields=(), status=200, answer="", began=None):
+    def add(self, who, to, method, path, fields=(), status=200, answer="", began=None,
+            script=None):
         """Write one exchange down, masked. `time` is when it began, `n` the order they ended."""
         with self.news:
             fields = {name: self.mask(value, name) for name, value in dict(fields).items()}
@@ -100,7 +102,7 @@ class Wire:
             exchange = {"n": len(self.exchanges) + 1, "time": began or time.time(), "who": who,
                         "to": to, "method": method, "path": self.mask(path), "fields": fields,
                         "status": status, "answer": self.summary(answer),
-                        "script": script_of(to, command)}
+                        "script": script or script_of(to, command)}
             self.exchanges.append(exchange)
             self.news.notify_all()
         return exchange
@@ -224,7 +226,7 @@ class Request(http.server.BaseHTTPRequestHandler):
 
     def read(self):
         """Return the body's fields: a PHP form or JSON (REST takes both, "How to call REST")."""
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.body = body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if "json" in self.headers.get("Content-Type", ""):
             try:
                 return flat(json.loads(body or b"{}"))
