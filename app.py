@@ -19,11 +19,9 @@ Left out on purpose: several portals, a database, receipts pushed by the operato
 """
 
 import fcntl
-import hmac
 import json
 import os
 import re
-import secrets
 import shutil
 import signal
 import sys
@@ -32,6 +30,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import compare_digest, token_hex, token_urlsafe
 from socketserver import ThreadingMixIn
 from urllib.parse import parse_qsl, urlencode
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -76,6 +75,7 @@ MAX_BODY, MAX_ANSWER = 100 * 1024, 1024 * 1024  # bytes that come in, bytes of a
 TIMEOUT = (5, 30)  # seconds to connect, seconds of silence
 PAUSES_503 = (0.5, 1, 2, 4, 8, 0)  # seconds; Bitrix24's bucket lets 2 requests a second through
 PRESS_SAVE = "an administrator must open the application and press Save"
+IF_FREE = fcntl.LOCK_EX | fcntl.LOCK_NB
 STOP = threading.Event()  # set by SIGTERM and Ctrl-C
 app = application = Bottle()  # WSGI servers look for "application"
 
@@ -97,7 +97,7 @@ def install():
         register(CRest.install_app(CRest.check_token(fields)), without_page=True)
     else:
         given = fields.get("auth[application_token]", "")
-        proven = known and hmac.compare_digest(known.encode(), given.encode())
+        proven = known and compare_digest(known.encode(), given.encode())
         require(proven and fields["event"] == "ONAPPUNINSTALL", 403, "WRONG_EVENT: not our portal")
         CRest.change_setting_data(lambda saved: {})
         if fields.get("data[CLEAN]") == "1":
@@ -171,11 +171,10 @@ def handler():
     Out: 200, the message is on disk. Errors: 403 wrong key or token, 400 wrong code or id,
     503 not installed, 500 not saved. Differs from PHP: it only logs.
     """
-    fields = form()
-    settings = check_key(fields)
+    fields, settings = check_key()
     known = settings.get("application_token", "")
     given = fields.get("auth[application_token]", known)  # the author's auth: never keep its tokens
-    right = not known or hmac.compare_digest(known.encode(), given.encode())
+    right = not known or compare_digest(known.encode(), given.encode())
     require(right, 403, "WRONG_APPLICATION_TOKEN: " + PRESS_SAVE)
     require(fields.get("code") == SENDER_CODE, 400, f"WRONG_CODE: we serve {SENDER_CODE}")
     usable = re.fullmatch(r"\w[\w.-]{0,127}", fields.get("message_id", ""), re.ASCII)
@@ -185,27 +184,26 @@ def handler():
                "to": fields.get("message_to") or fields.get("properties[phone_number]", ""),
                "text": fields.get("message_body") or fields.get("properties[message_text]", ""),
                "tries": 0, "doubts": 0, "operator_id": "", "sent": 0, "status": ""}
-    if Queue.put(message, time.time() + RETRY_AFTER):  # else it waits already
+    with suppress(FileExistsError):  # it waits already
+        Queue.put(message, time.time() + RETRY_AFTER)
         POOL.submit(send, message["message_id"])
-    CRest.set_log("handler", fields=sorted(fields))  # the tutorial's dump, names only
+    names = [name for name in sorted(fields) if re.fullmatch(r"[A-Za-z_]+(\[\w{1,20}\])*", name)]
+    CRest.set_log("handler", fields=names)  # the tutorial's dump, names only
     return {"result": True}
 
 
 # What an outcome means: a final status, a pause in seconds. Any other: a pause that doubles.
 OUTCOMES = {"sent": ("", 0), "got through": ("sent", 0), "failed": ("failed", 0),
             "gave up": ("failed", 0), **dict.fromkeys(("limit", "later", "repeated"), ("", HOUR))}
+FINAL = ("delivered", "undelivered", "failed")  # what Bitrix24 is told
 ACCOUNT_TROUBLE = ("key", "money", "limit", "down", "in doubt")  # ends sending for a pass
 
 
 def send(message_id):
     """Hand one waiting message to the operator. Out: "sent", or what is in the way."""
-    settings, now = CRest.get_setting_data(), time.time()
-    with Queue.claim(message_id, settings) as message:
-        if not message:
-            return "busy"
-        outcome, answer = hopeless(message), ""
-        if not outcome:
-            outcome, answer = OPERATOR.send(operator_settings(settings), message)
+    settings, now, outcome = CRest.get_setting_data(), time.time(), "busy"
+    with suppress(BlockingIOError, FileNotFoundError), Queue.claim(message_id, settings) as message:
+        outcome, answer = hopeless(message) or OPERATOR.send(operator_settings(settings), message)
         if outcome in ("repeat", "repeated") and message["doubts"]:
             outcome = "got through"  # the operator knows the message: the first try was accepted
         doubling = min(RETRY_AFTER * 2 ** message["tries"], HOUR)
@@ -224,15 +222,16 @@ def send(message_id):
 def hopeless(message):
     """Why a message is not sent at all, if so."""
     if message["doubts"] > 1 or time.time() - message["received"] > GIVE_UP_UNSENT * HOUR:
-        return "gave up"
-    return "" if re.search(r"\d", message["to"]) and message["text"].strip() else "failed"
+        return "gave up", ""
+    sendable = re.search(r"\d", message["to"]) and message["text"].strip()
+    return None if sendable else ("failed", "no number or no text")
 
 
 # ---- statuses.php: one pass over the queue ------------------------------------------------------
 @app.get("/statuses")
 def statuses():
     """One pass, for cron: curl 'https://mydomain.ru/sms/statuses?key=SECRET'. Out: one_pass()"""
-    check_key(form())
+    check_key()
     return one_pass()
 
 
@@ -242,36 +241,37 @@ def one_pass():
     Out: {"sent": 1, "delivered": 2, "undelivered": 0, "failed": 0, "waiting": 3, "errors": {}}
     Differs from PHP: 100 messages at a time, only final statuses, only one pass at a time.
     """
-    settings, errors = CRest.get_setting_data(), {}
-    totals = {**dict.fromkeys(("sent", "delivered", "undelivered", "failed", "waiting"), 0),
-              "errors": errors}
+    settings = CRest.get_setting_data()
+    totals = {**dict.fromkeys((*FINAL, "sent", "waiting"), 0), "errors": {}}
     if not settings:
         return {**totals, "errors": {"portal": "not installed: " + PRESS_SAVE}}
-    with locked(DATA_DIR / "statuses.lock", wait=False) as alone:
-        if not alone:
-            return {**totals, "note": "another pass is running"}
-        for batch in Queue.due(settings, 100):
-            for message in batch:
-                send_unsent(message, totals)
-            if "portal" not in errors:
-                ask([m for m in batch if m["operator_id"] and not m["status"]], settings, totals)
-                report([m for m in batch if m["status"]], totals)
-    totals["waiting"] = Queue.waiting()
-    if any(totals.values()):
+    try:
+        with locked(DATA_DIR / "statuses.lock", IF_FREE):
+            for batch in Queue.due(settings, 100):
+                send_unsent(batch, totals)
+                if "portal" not in totals["errors"]:
+                    handed_over = [m for m in batch if m["operator_id"] and not m["status"]]
+                    ask(handed_over, settings, totals)
+                    report([m for m in batch if m["status"]], totals)
+    except BlockingIOError:
+        return {**totals, "note": "another pass is running"}
+    busy, totals["waiting"] = any(totals.values()), Queue.waiting()
+    if busy or not totals["waiting"]:  # else the page goes on showing what is in the way
         CRest.set_log("statuses", **totals)
-    last = {"last_pass": {"time": int(time.time()), **totals}}
-    CRest.change_setting_data(lambda saved: saved and {**saved, **last})
+        last = {"last_pass": {"time": int(time.time()), **totals}}
+        CRest.change_setting_data(lambda saved: saved and {**saved, **last})
     return totals
 
 
-def send_unsent(message, totals):
+def send_unsent(batch, totals):
     """What the pool did not get to, what must be tried again, and what has waited too long."""
-    unsent = not (message["operator_id"] or message["status"])
-    if unsent and ("operator" not in totals["errors"] or hopeless(message)):
-        outcome = send(message["message_id"])
-        totals["sent"] += outcome == "sent"
-        if outcome in ACCOUNT_TROUBLE:
-            totals["errors"]["operator"] = outcome
+    for message in batch:
+        unsent = not message["operator_id"] and not message["status"]
+        if unsent and ("operator" not in totals["errors"] or hopeless(message)):
+            outcome = send(message["message_id"])
+            totals["sent"] += outcome == "sent"
+            if outcome in ACCOUNT_TROUBLE:
+                totals["errors"]["operator"] = outcome
 
 
 def ask(batch, settings, totals):
@@ -315,7 +315,7 @@ def report(batch, totals):
 def checkserver():
     """Can this server run the application? Out: {"result": []}, or what to mend, in words."""
     if CRest.get_setting_data():
-        check_key(form())
+        check_key()
     return {"result": CRest.check_server()}
 
 
@@ -358,25 +358,29 @@ def require(condition, status, error):
         raise HTTPResponse({"error": code, "error_description": words}, status)
 
 
-def check_key(fields):
-    """The secret in our own URLs. Out: the settings."""
-    settings = CRest.get_setting_data()
+def check_key():
+    """The secret in our own URLs. Out: the request's fields, the settings."""
+    fields, settings = form(), CRest.get_setting_data()
     require("handler_key" in settings, 503, "NOT_INSTALLED: " + PRESS_SAVE)
-    right = hmac.compare_digest(settings["handler_key"].encode(), fields.get("key", "").encode())
+    right = compare_digest(settings["handler_key"].encode(), fields.get("key", "").encode())
     require(right, 403, "WRONG_KEY: use the address that Save registered, with its ?key=SECRET")
-    return settings
+    return fields, settings
 
 
 def public_url():
     """Where the portal reaches us. Never from X-Forwarded-Host: anybody can write that."""
     host = request.environ.get("HTTP_HOST", "")
     scheme = "http" if LOOPBACK.match(f"http://{host}") else "https"
-    return (PUBLIC_URL or f"{scheme}://{host}").rstrip("/") + "/"
+    url = (PUBLIC_URL or f"{scheme}://{host}").rstrip("/") + "/"
+    require(SECURE.match(url), 400, "WRONG_HOST: set PUBLIC_URL to an address with https://")
+    return url
 
 
 # ---- crest.php: the network, class CRest --------------------------------------------------------
 LOOPBACK = re.compile(r"http://(localhost|127(\.\d{1,3}){3})(:\d+)?(/|$)")
 SECURE = re.compile(r"https://\w|" + LOOPBACK.pattern)
+# A renamed portal stays in its zone, and so do its tokens: ".bitrix24.ru", or this machine
+ZONE = re.compile(r"https://[\w-]+(\.[\w-]+\.[\w.-]+)(:\d+)?/|" + LOOPBACK.pattern)
 HTTP = requests.Session()  # connects with the first request; tries again when nothing was sent
 HTTP.mount("http", requests.adapters.HTTPAdapter(max_retries=urllib3.Retry(
     connect=2, read=False, status=False, other=False, backoff_factor=0.3)))
@@ -389,7 +393,7 @@ def post(url, fields):
     """
     if not SECURE.match(url):
         return 0, {"error": "unreachable"}
-    answer = None
+    got = answer = None
     try:
         with HTTP.post(url, fields, timeout=TIMEOUT, allow_redirects=False, stream=True) as got:
             answer = json.loads(got.raw.read(MAX_ANSWER, decode_content=True))
@@ -397,18 +401,13 @@ def post(url, fields):
         unsent = error.args and isinstance(error.args[0], urllib3.exceptions.MaxRetryError)
         return 0, {"error": "unreachable" if unsent else "no_answer"}
     except (ValueError, RecursionError):  # HTML, or nothing that JSON knows
-        pass
+        if got is None:  # a Location that is no address
+            return 0, {"error": "no_answer"}
     if not isinstance(answer, dict) or 300 <= got.status_code < 400:
         answer = {"error": f"HTTP_{got.status_code}", "location": got.headers.get("Location", "")}
-    if "error" in answer:  # a code, whatever came
-        answer["error"] = re.sub(r"\W", "", str(answer["error"]))[:40]
+    elif "error" in answer and not re.fullmatch("[A-Za-z_]{1,40}", str(answer["error"])):
+        answer["error"] = "no_code"  # whatever it is, it stays out of logs and pages
     return got.status_code, answer
-
-
-def zone(url):
-    """A renamed portal stays in its zone, and so do its tokens: ".bitrix24.ru", or this machine."""
-    found = re.match(r"https://[\w-]+(\.[\w-]+\.[\w.-]+)(:\d+)?/", url)
-    return found[1] if found else "loopback" if LOOPBACK.match(url) else url
 
 
 def mapping(answer, *names):
@@ -484,9 +483,8 @@ class CRest:
         """Save a proven installation and the operator's fields; what is not given stays."""
         news = {name: value for name, value in found.items() if value}
         return CRest.change_setting_data(lambda saved: {
-            "handler_key": secrets.token_urlsafe(24), **saved, **news, "public_url": public_url(),
-            "operators": {**mapping(saved, "operators"), SMS_OPERATOR: {
-                **mapping(saved, "operators", SMS_OPERATOR), **typed}}})
+            "handler_key": token_urlsafe(24), **saved, **news, "public_url": public_url(),
+            SMS_OPERATOR: {**saved.get(SMS_OPERATOR, {}), **typed}})
 
     def call(method, params):
         """One REST method with the saved tokens. Out: {"result": ...} or {"error": "CODE"}"""
@@ -505,10 +503,10 @@ class CRest:
         url, hops = f"{settings['client_endpoint']}{method}.json", 0
         for pause in PAUSES_503:
             status, answer = post(url, fields)
-            while status == 302 and hops < 2 and zone(answer["location"]) == zone(url):
+            here, there = ZONE.match(url), status == 302 and ZONE.match(answer["location"])
+            if here and there and here[1] == there[1] and hops < 2:
                 url, hops = answer["location"], hops + 1
-                status, answer = post(url, fields)
-            if status != 503 or STOP.wait(pause):
+            elif status != 503 or STOP.wait(pause):
                 break
         if hops and "result" in answer:
             moved = {"client_endpoint": url.rpartition(method)[0]}
@@ -545,19 +543,18 @@ class CRest:
 
     def set_log(kind, **data):
         """Replace me. In: names, ids and codes; never a text, a token, a full number."""
-        line = json.dumps({"time": time.strftime("%F %T"), "type": kind, **data}) + "\n"
-        if env("C_REST_BLOCK_LOG") != "1":
+        if env("C_REST_BLOCK_LOG") != "1":  # on a full disk what is saved stays saved, log or not
             with suppress(OSError), open(LOGS_DIR / time.strftime("%F.log"), "a") as file:
-                file.write(line)  # a full disk: what is saved stays saved, log or not
+                print(json.dumps({"time": time.strftime("%F %T"), "type": kind, **data}), file=file)
 
     def check_server():
         """What to mend before the application can run here: no paths, no versions."""
         mend = [f"Set {name}, from the application's card in Bitrix24." for name in MISSING]
         if PUBLIC_URL and not SECURE.match(PUBLIC_URL):
             mend.append("PUBLIC_URL must begin with https://")
-        path = DATA_DIR / f"check-{secrets.token_hex(8)}"
+        path = DATA_DIR / f"check-{token_hex(8)}"
         try:
-            write(path, mend)
+            write(path, mend, put=os.link)  # the queue needs hard links
             mend = json.loads(path.read_text("utf-8"))
             path.unlink()
         except OSError as error:
@@ -575,7 +572,7 @@ with suppress(OSError):  # checkserver tells
 
 def write(path, data, due=None, put=os.replace):
     """Written aside, flushed, put in place, folder flushed: after a crash, whole or not there."""
-    aside = path.with_suffix(f".{secrets.token_hex(8)}.tmp")
+    aside = path.with_suffix(f".{token_hex(8)}.tmp")
     try:
         with open(aside, "x", encoding="utf-8") as file:
             json.dump(data, file, ensure_ascii=False)
@@ -591,16 +588,10 @@ def write(path, data, due=None, put=os.replace):
 
 
 @contextmanager
-def locked(path, wait=True, mode="a"):
-    """A lock between threads and processes that dies with its owner. Out: the file, or None."""
-    if "r" in mode and not path.exists():
-        yield None
-        return
+def locked(path, how=fcntl.LOCK_EX, mode="a"):
+    """A lock between threads and processes that dies with its owner. IF_FREE: BlockingIOError."""
     with open(path, mode) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            file = None
+        fcntl.flock(file, how)
         yield file
 
 
@@ -620,11 +611,8 @@ class Queue:
         return QUEUE / f"{message['message_id']}.json"
 
     def put(message, due):
-        """Out: False when a message of this id waits already."""
-        with suppress(FileExistsError):
-            write(Queue.path(message), message, due, os.link)
-            return True
-        return False
+        """On disk when this returns. FileExistsError: a message of this id waits already."""
+        write(Queue.path(message), message, due, os.link)
 
     def read(path, settings):
         """Out: the message, or None if it is gone or not ours. What can't be read is set aside."""
@@ -643,21 +631,19 @@ class Queue:
 
     @contextmanager
     def claim(message_id, settings):
-        """Out: the message, if it is unsent and nobody else has it; else None."""
+        """Out: the message, ours alone. BlockingIOError, FileNotFoundError: it is not to be sent."""
         path = QUEUE / f"{message_id}.json"
-        with locked(path, wait=False, mode="r+") as file:
-            mine = file and path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
-            message = Queue.read(path, settings) if mine else None
-            if message and not message["operator_id"] and not message["status"]:
-                mark = path.stat().st_mtime
-                if mark in (0, 1):  # its sender was killed
-                    message["doubts"] = int(mark) + 1
-                    CRest.set_log("in doubt", message_id=message_id)
-                os.utime(path, (0, message["doubts"]))
-                os.fsync(file.fileno())
-                yield message
-            else:
-                yield None
+        with locked(path, IF_FREE, "r+") as file:
+            message = os.path.samefile(path, file.fileno()) and Queue.read(path, settings)
+            if not message or message["operator_id"] or message["status"]:
+                raise BlockingIOError("somebody else had it")
+            mark = path.stat().st_mtime
+            if mark in (0, 1):  # its sender was killed
+                message["doubts"] = int(mark) + 1
+                CRest.set_log("in doubt", message_id=message_id)
+            os.utime(path, (0, message["doubts"]))
+            os.fsync(file)
+            yield message
 
     def due(settings, size):
         """Yield the due messages, the longest waiting first, in lists; sweep what is left over."""
@@ -672,6 +658,8 @@ class Queue:
                     found.append((mtime, path.name))
         found.sort()
         for start in range(0, len(found), size):
+            if STOP.is_set():
+                return
             messages = [Queue.read(QUEUE / name, settings) for _, name in found[start:start + size]]
             yield [message for message in messages if message]
 
@@ -693,7 +681,7 @@ class Queue:
 
     def clear():
         """Move the folder away first: what record() has begun to write there, moves along."""
-        old = QUEUE.rename(DATA_DIR / f"old-{secrets.token_hex(8)}")
+        old = QUEUE.rename(DATA_DIR / f"old-{token_hex(8)}")
         QUEUE.mkdir()
         shutil.rmtree(old)
 
@@ -740,8 +728,8 @@ class SmsRu:
     FIELDS = ({"name": "api_key", "en": ("API key", "api_id, in your SMS.ru account's settings"),
                "ru": ("Ключ API", "api_id из настроек личного кабинета SMS.ru")},)
 
-    def request(path, settings, fields, unsure="down"):
-        fields = {"api_id": settings["api_key"], "json": 1, **fields}
+    def request(path, settings, unsure="down", **fields):
+        fields.update(api_id=settings["api_key"], json=1)
         status, answer = post(SMSRU_URL + path, fields)
         if answer.get("error") == "no_answer" or status == 504:  # it may have got through
             return unsure, ""
@@ -755,25 +743,25 @@ class SmsRu:
         return SMSRU_CODES.get(code, "failed") if known else "down", note
 
     def check(settings):
-        return SmsRu.request("/auth/check", settings, {})
+        return SmsRu.request("/auth/check", settings)
 
     def send(settings, message):
-        to = re.sub(r"\D", "", message["to"])
-        to = re.sub(r"^8(?=\d{10}$)", "7", to)  # 8 925 ... is how Russians write +7 925 ...
-        fields = {"to": to, "msg": message["text"], **({"test": 1} if SMSRU_TEST else {})}
-        trouble, answer = SmsRu.request("/sms/send", settings, fields, "in doubt")
-        entry = next(iter(mapping(answer, "sms").values()), None)
-        if trouble or not isinstance(entry, dict):
-            return trouble or "in doubt", answer if trouble else ""
+        to = re.sub(r"^8(?=\d{10}$)", "7", re.sub(r"\D", "", message["to"]))  # 8 925 is +7 925
+        trouble, answer = SmsRu.request("/sms/send", settings, "in doubt", to=to,
+                                        msg=message["text"], test=SMSRU_TEST or None)
+        if trouble:
+            return trouble, answer
+        entry = next(iter(mapping(answer, "sms").values()), None)  # the only one, whatever its key
+        if not isinstance(entry, dict):
+            return "in doubt", ""
         sent = entry.get("status") == "OK"
         return ("sent", str(entry.get("sms_id"))) if sent else SmsRu.outcome(entry)
 
     def statuses(settings, ids):
-        trouble, answer = SmsRu.request("/sms/status", settings, {"sms_id": ",".join(ids)})
+        trouble, answer = SmsRu.request("/sms/status", settings, sms_id=",".join(ids))
         entries = {i: mapping(answer, "sms", i) for i in ids}
         found = {i: SmsRu.outcome(e)[0] for i, e in entries.items() if e.get("status") == "OK"}
-        final = ("delivered", "undelivered", "failed")
-        return trouble, {i: status for i, status in found.items() if status in final}
+        return trouble, {i: status for i, status in found.items() if status in FINAL}
 
 
 OPERATORS = {"demo": Demo, "smsru": SmsRu}
@@ -781,7 +769,7 @@ OPERATOR = OPERATORS.get(SMS_OPERATOR) or sys.exit(f"SMS_OPERATOR is one of {', 
 
 
 def operator_settings(settings):
-    return {"api_key": SMS_API_KEY, **mapping(settings, "operators", SMS_OPERATOR)}
+    return {"api_key": SMS_API_KEY, **settings.get(SMS_OPERATOR, {})}
 
 
 # ---- Run: python app.py [statuses | checkserver] ------------------------------------------------
@@ -805,8 +793,10 @@ class Connection(WSGIRequestHandler):
 
 
 def passes():
+    """In a thread of its own: a long queue of messages to send does not hold up the statuses."""
+    worker = ThreadPoolExecutor(1)
     while not STOP.wait(STATUSES_EVERY or None):
-        error = POOL.submit(one_pass).exception()
+        error = worker.submit(one_pass).exception()
         if error:
             CRest.set_log("statuses", error=type(error).__name__)
 
