@@ -12,8 +12,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from portal import Party
-from test_browser import Tab
+from portal import Box, Party
+from tab import Tab
 
 PACKAGE = "@bitrix24/b24jssdk@2"
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>A foreign application</title>
@@ -75,10 +75,11 @@ def umd(tmp_path_factory):
 
 
 @pytest.fixture
-def foreign(box, umd):
-    """The box with that application in the place of ours."""
-    party = Foreign(box.wire, umd).start()
-    box.portal.app_url = party.url + "/"
+def foreign(world, umd):
+    """The box's page with that application in the place of ours."""
+    party = Foreign(world.wire, umd).start()
+    world.box = Box(world)
+    world.portal.app_url = party.url + "/"
     yield party
     party.stop()
 
@@ -88,22 +89,31 @@ def said(tab):
     return json.loads(tab.wait(lambda: tab.in_frame(lambda: tab.text("#said"))))
 
 
-def test_the_sdk_initialises_calls_and_finishes_the_installation(chrome, box, foreign):
-    tab = Tab(chrome, box).open("ru")
+def test_the_sdk_initialises_calls_and_finishes_the_installation(chrome, world, foreign):
+    tab = Tab(chrome, world.portal.url).open("ru")
     first = said(tab)
     assert first["profile"]["ADMIN"] is True
     assert (first["lang"], first["admin"], first["install"]) == ("ru", True, True)
-    assert box.portal.installed is False
+    assert world.portal.installed is False
     tab.in_frame(lambda: tab.click("#finish"))
-    tab.wait(lambda: box.portal.installed)
-    tab.wait(lambda: foreign.requests[-1][0] == "/index" or None)
+    tab.wait(lambda: world.portal.installed)
+    tab.wait(lambda: "/index" in [path for path, _ in foreign.requests])
     tab.wait(lambda: said(tab)["install"] is False)
 
 
-def test_the_sdk_renews_its_token_through_the_portals_page(chrome, box, foreign):
-    tab = Tab(chrome, box).open("en")
+def test_the_sdk_cannot_finish_the_installation_for_an_employee(chrome, world, foreign):
+    tab = Tab(chrome, world.portal.url).open("en")
+    tab.click("#user-employee")
+    tab.wait(lambda: said(tab)["admin"] is False)
+    tab.in_frame(lambda: tab.click("#finish"))
+    tab.wait(lambda: "administrator" in tab.text("#note"))
+    assert world.portal.installed is False
+
+
+def test_the_sdk_renews_its_token_through_the_portals_page(chrome, world, foreign):
+    tab = Tab(chrome, world.portal.url).open("en")
     first = said(tab)
-    box.portal.expire_tokens()
+    world.portal.expire_tokens()
     tab.in_frame(lambda: tab.click("#ask"))
     tab.wait(lambda: said(tab).get("token") != first["token"])
     assert said(tab)["profile"] == first["profile"]

@@ -1,0 +1,415 @@
+"""Bitrix24 in a box, in a real browser: what a reader of the tutorial clicks and sees.
+
+A fresh box for each test, one browser for all; `chrome` fails a test that causes a script error.
+"""
+import itertools
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import requests
+from portal import GOOD_KEY, install
+from selenium.common.exceptions import TimeoutException
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
+from tab import PHONE, WIDE, Tab
+
+NUMBER, TEXT = "+7 (999) 000-00-00", "Ваш код подтверждения: 1234"
+HANDLER = "http://127.0.0.1:1/handler"
+
+
+@pytest.fixture
+def tab(chrome, box):
+    """A browser's tab beside a box whose app is not installed yet."""
+    return Tab(chrome, box.portal.url)
+
+
+@pytest.fixture
+def ready(tab, box):
+    """The same, the app installed already and its settings page open."""
+    assert install(box.world).status_code == 200
+    tab.open().page("index")
+    return tab
+
+
+# The story, by clicks -------------------------------------------------------------------------
+
+@pytest.fixture
+def command():
+    """The README's first command, once its packages are there; gives the address it prints."""
+    script = Path(__file__).with_name("portal.py")
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True,
+                               encoding="utf-8", stdin=subprocess.DEVNULL)
+    found = (re.search(r"Open (http://127\.0\.0\.1:\d+/)", line) for line in process.stdout)
+    try:
+        yield next(address.group(1) for address in found if address)
+    finally:
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=20)[0]
+        assert process.returncode == 0, rest
+
+
+def test_one_command_then_only_clicks_deliver_a_message_within_15_seconds(chrome, command):
+    tab, began = Tab(chrome, command), time.monotonic()
+    tab.open()
+    tab.page("install")
+    tab.run("window.marked = true")
+    tab.save(tab.text("#key"))
+    tab.page("index")  # opened by the portal itself, since the installation is finished
+    tab.click("#send")  # to the number and with the text that are there already
+    tab.wait(lambda: tab.statuses() == ["sent"])
+    tab.wait(lambda: tab.statuses() == ["delivered"])
+    assert time.monotonic() - began < 15
+    assert tab.run("return window.marked"), "the page was loaded again"
+    assert {line["script"] for line in tab.wire()} >= {"install", "index", "handler", "statuses"}
+
+
+def test_the_wire_shows_the_story_line_by_line_and_no_secret(tab, box):
+    tab.open().page("install")
+    tab.save(GOOD_KEY)
+    tab.page("index")
+    tab.send(NUMBER, TEXT)
+    tab.message(TEXT, "delivered")
+    told = tab.wait(lambda: tab.wire("status.update", to="portal"))
+    assert told[0]["script"] == "statuses" and told[0]["who"] == "app"
+    for who, to, script, text in [
+            ("browser", "app", "install", "POST /install"), ("browser", "app", "install", "/save"),
+            ("app", "operator", "install", "/auth/check"), ("app", "oauth", "crest", "app.info"),
+            ("browser", "portal", "install", "messageservice.sender.add"),
+            ("browser", "portal", "install", "setInstallFinish"),
+            ("browser", "app", "index", "POST /index"), ("portal", "app", "handler", "/handler"),
+            ("app", "operator", "handler", "/sms/send")]:
+        assert tab.wire(text, who=who, to=to, script=script), (who, to, text)
+    tab.run("document.querySelectorAll('#wire .line').forEach((line) => line.click())")
+    opened = tab.text("#wire")
+    assert TEXT in opened and "phone_number" in opened
+    secrets = [GOOD_KEY, box.portal.client_secret, box.portal.application_token,
+               *box.world.oauth.tokens, *box.world.oauth.refresh]
+    assert [secret for secret in secrets if secret in opened] == []
+
+
+@pytest.mark.parametrize(("lang", "other"), [("ru", "en"), ("en", "ru")])
+def test_the_apps_pages_follow_the_language_of_the_portal(tab, lang, other):
+    button = {"ru": "Сохранить", "en": "Save"}
+    tab.open(lang).page("install", lang=lang, button=button[lang])
+    assert tab.run("return document.documentElement.lang") == lang
+    tab.click("#lang-" + other)
+    tab.page("install", lang=other, button=button[other])
+    tab.driver.refresh()
+    tab.wait_for_box()
+    assert tab.run("return document.documentElement.lang") == other
+    tab.open_app()
+    tab.page("install", lang=other)
+    tab.save(GOOD_KEY)
+    assert tab.page("index", lang=other)["key"] == "••••" + GOOD_KEY[-4:]
+
+
+# The form -------------------------------------------------------------------------------------
+
+def test_a_wrong_key_is_complained_about_at_its_field_and_can_be_sent_again(tab, box):
+    tab.open().page("install")
+    tab.save("wrong-key")
+    seen = tab.page("install", invalid=True)
+    assert re.search(r"\w{3}.*\(OPERATOR_KEY\)", seen["error"])
+    assert seen["focused"] == "api_key" and seen["trouble"] == ""
+    assert not box.portal.installed and not box.portal.senders
+    tab.save(GOOD_KEY)
+    tab.page("index")
+    assert box.portal.installed and list(box.portal.senders) == ["fastsms"]
+
+
+@pytest.mark.parametrize(("old_portal", "calls"), [
+    (False, ["add", "update"]), (True, ["add", "update", "delete", "add"])])
+def test_a_provider_that_is_registered_already_is_registered_anew(tab, box, old_portal, calls):
+    box.portal.old_portal = old_portal
+    box.portal.senders["fastsms"] = {"CODE": "fastsms", "TYPE": "SMS", "NAME": "old",
+                                     "HANDLER": HANDLER}
+    tab.open().page("install")
+    tab.save(GOOD_KEY)
+    tab.page("index")
+    assert box.portal.senders["fastsms"]["HANDLER"].startswith(box.portal.app_url + "handler?key=")
+    asked = tab.wire("messageservice.sender.", who="browser", to="portal")
+    assert re.findall(r"sender\.(\w+)", " ".join(line["text"] for line in asked)) == calls
+
+
+def test_an_operator_that_is_down_is_told_at_the_field(tab):
+    tab.open().page("install")
+    tab.click("#switch-operator-down")
+    tab.wait(lambda: tab.find("#switch-operator-down").get_attribute("aria-checked") == "true")
+    tab.save(GOOD_KEY)
+    assert "(OPERATOR_DOWN)" in tab.page("install", invalid=True)["error"]
+
+
+def test_only_an_administrator_installs_and_sees_the_state(tab, box):
+    tab.open("en")
+    tab.click("#user-employee")
+    tab.page("install")
+    tab.save(GOOD_KEY)
+    seen = tab.wait(lambda: tab.page("install")["trouble"])
+    assert "administrator" in seen and "(NOT_ADMIN)" in seen
+    assert not box.portal.installed
+    install(box.world)
+    tab.open_app()
+    seen = tab.page("refused")
+    assert "administrator" in seen["text"] and seen["button"] == ""
+    assert GOOD_KEY[-4:] not in seen["text"]
+    tab.click("#user-admin")
+    assert GOOD_KEY[-4:] in tab.page("index")["text"]
+
+
+def test_a_new_address_is_warned_about_and_save_repairs_it(ready, box):
+    old, new = box.portal.app_url, box.world.app.url
+    assert ready.page("index")["warnings"] == []
+    box.portal.app_url = new  # as after a new tunnel: the same app, opened at another address
+    ready.open_app()
+    warning = ready.wait(lambda: ready.page("index")["warnings"])[0]
+    assert old.rstrip("/") in warning and new.rstrip("/") in warning
+    ready.save("")
+    assert ready.page("index", warnings=[])["done"]
+    assert box.portal.senders["fastsms"]["HANDLER"].startswith(new + "handler?key=")
+    ready.open_app()
+    assert ready.page("index", warnings=[])["key"] == "••••" + GOOD_KEY[-4:]
+
+
+def test_the_keyboard_is_enough(tab):
+    def tab_until(reached):
+        for _ in range(40):
+            ActionChains(tab.driver).send_keys(Keys.TAB).perform()
+            if tab.run("return document.activeElement.id") == reached:
+                return
+        raise AssertionError(f"Tab never came to {reached}")
+
+    tab.open().page("install")
+    tab.run("document.activeElement.blur()")
+    tab_until("app-frame")
+    assert tab.page("install")["focused"] == "api_key"
+    ActionChains(tab.driver).send_keys(GOOD_KEY, Keys.ENTER).perform()
+    tab.page("index")
+    tab.run("document.activeElement.blur()")
+    tab_until("send")
+    ActionChains(tab.driver).send_keys(Keys.ENTER).perform()
+    tab.wait(lambda: tab.statuses() == ["delivered"])
+
+
+# Without the portal ---------------------------------------------------------------------------
+
+def test_a_missing_bx24_js_is_explained_in_the_frame(tab):
+    tab.driver.execute_cdp_cmd("Network.enable", {})
+    tab.driver.execute_cdp_cmd("Network.setBlockedURLs", {"urls": ["*/api/v1/*"]})
+    tab.open("en")
+    seen = tab.wait(lambda: tab.app_page()["trouble"] and tab.app_page())
+    assert "Bitrix24" in seen["trouble"] and not seen["ready"]
+
+
+def test_a_page_opened_by_itself_says_how_to_open_it(tab, box):
+    for page in ("", "index", "install"):
+        tab.driver.get(box.world.app.url + page)
+        assert {"en", "ru"} <= set(re.findall(r'lang="(\w+)"', tab.driver.page_source)), page
+        assert "Bitrix24" in tab.text("body") and "Битрикс24" in tab.text("body"), page
+
+
+@pytest.mark.parametrize("page", ["index", "install"])
+def test_the_frames_page_outside_its_frame_explains_itself(tab, box, page):
+    url, fields = box.portal.open_frame(page=page, lang="en")
+    tab.driver.get("about:blank")
+    tab.run("""const form = document.createElement('form');
+        Object.assign(form, { method: 'POST', action: arguments[0] });
+        Object.entries(arguments[1]).forEach(([name, value]) => {
+          const input = document.createElement('input');
+          form.append(Object.assign(input, { type: 'hidden', name, value }));
+        });
+        document.body.append(form); form.submit();""", url, fields)
+    seen = tab.wait(lambda: tab.text("#trouble"))
+    assert "Bitrix24" in seen
+    severe = [line["message"] for line in tab.driver.get_log("browser")
+              if line["level"] == "SEVERE"]
+    assert len(severe) == 1 and "/api/v1/" in severe[0]  # thrown by BX24.js itself, as it does
+
+
+# The switches ---------------------------------------------------------------------------------
+
+def index_warns(tab):
+    """The page tells of the last pass; a fresh message makes sure that it had something to try."""
+    tab.send(NUMBER, TEXT)
+    tab.open_app()
+    return any(re.search(r"\w{4}", warning) for warning in tab.page("index")["warnings"])
+
+
+def portal_refuses(tab):
+    return tab.wire("503", who="app", to="portal")
+
+
+@pytest.mark.parametrize(("switch", "shown"), [
+    ("operator-down", index_warns), ("no-money", index_warns), ("portal-503", portal_refuses)])
+def test_trouble_is_shown_and_the_message_waits_until_it_is_over(ready, switch, shown):
+    def turn(state):
+        ready.click("#switch-" + switch)
+        button = ready.find("#switch-" + switch)
+        ready.wait(lambda: button.get_attribute("aria-checked") == state)
+
+    turn("true")
+    ready.send(NUMBER, TEXT)
+    ready.message(TEXT, "sent")
+    ready.wait(lambda: shown(ready))
+    assert set(ready.statuses()) == {"sent"}
+    turn("false")
+    ready.wait(lambda: set(ready.statuses()) == {"delivered"}, 20)
+
+
+@pytest.mark.parametrize(("switch", "line"), [
+    ("token-expired", {"who": "app", "to": "oauth", "text": "/oauth/token"}),
+    ("renamed", {"who": "app", "to": "portal", "text": "302"}),
+    ("update", {"who": "app", "to": "portal", "text": "messageservice.sender.add"})])
+def test_what_the_app_puts_right_by_itself_does_not_stop_a_message(ready, switch, line):
+    note = ready.text("#note")
+    ready.click("#switch-" + switch)
+    ready.wait(lambda: ready.text("#note") not in ("", note) and ready.find("#send").is_enabled())
+    ready.wait(lambda: ready.find("#switch-" + switch).get_attribute("aria-busy") is None)
+    ready.send(NUMBER, TEXT)
+    ready.message(TEXT, "delivered")
+    assert ready.wait(lambda: ready.wire(**line))
+    ready.open_app()
+    assert ready.page("index")["warnings"] == []
+
+
+def test_a_renamed_portal_keeps_its_page_and_its_frame(ready, box):
+    old = box.portal.url
+    ready.click("#switch-renamed")
+    ready.wait(lambda: not ready.driver.current_url.startswith(old))
+    assert ready.driver.current_url.startswith(box.portal.url)
+    ready.page("index", lang="ru")
+    ready.driver.get(old)  # a bookmark of the old address
+    ready.wait(lambda: ready.driver.current_url.startswith(box.portal.url))
+
+
+@pytest.mark.parametrize("switch", ["robot", "twice"])
+def test_one_message_comes_of_it(ready, box, switch):
+    ready.type("#text", TEXT)
+    ready.click("#switch-" + switch)
+    ready.message(TEXT, "delivered")
+    assert ready.statuses() == ["delivered"]
+    assert [one["msg"] for one in box.smsru.sent] == [TEXT]
+    calls = [line for line in ready.wire("/handler", who="portal", to="app", script="handler")
+             if "200" in line["text"]]
+    assert len(calls) == (2 if switch == "twice" else 1)
+
+
+def settings(box):
+    """What the app has saved, without the account of its last pass."""
+    saved = json.loads((box.world.app.data / "settings.json").read_text("utf-8"))
+    return {name: value for name, value in saved.items() if name != "last_pass"}
+
+
+def test_a_forged_call_is_refused_and_changes_nothing(ready, box):
+    before = settings(box)
+    ready.click("#switch-forged")
+    ready.wait(lambda: "403" in ready.text("#note"))
+    assert ready.wait(lambda: len(ready.wire("403", to="app")) >= 2)
+    assert (ready.messages(), box.smsru.sent, box.world.app.queue()) == ([], [], [])
+    assert settings(box) == before
+
+
+def test_a_burst_of_100_is_shown_to_the_end(ready, box):
+    for _ in range(300):  # so that the wire is a long one already
+        box.world.wire.add("app", "portal", "POST", "/rest/profile.json")
+    ready.click("#switch-burst")
+    ready.wait(lambda: ready.statuses() == 100 * ["delivered"], 30)
+    assert len({one["id"] for one in ready.messages()}) == 100
+    assert len(box.smsru.sent) == 100
+    last = box.world.wire.exchanges[-1]["n"]
+    ready.wait(lambda: ready.find(f"#wire [data-n='{last}']"))
+    assert len(ready.wire()) == 400  # older lines make room
+    ready.wait(lambda: ready.run("""const box = document.getElementById('wire-scroll');
+        return box.scrollTop + box.clientHeight >= box.scrollHeight - 2"""))
+
+
+def test_the_other_endings_are_shown_as_well(ready):
+    ready.send("+7 999 000-00-11", "to nobody")
+    ready.send("+7 999 000-00-22", "no way")
+    ready.message("to nobody", "undelivered")
+    ready.message("no way", "failed")
+
+
+def test_an_uninstalled_app_can_be_installed_again(ready, box):
+    ready.click("#switch-uninstall")
+    ready.wait(lambda: not ready.find("#send").is_enabled())
+    assert "200" in ready.text("#note")
+    assert GOOD_KEY not in json.dumps(settings(box))
+    ready.open_app()
+    ready.page("install")
+    ready.save(GOOD_KEY)
+    ready.page("index")
+    ready.send(NUMBER, TEXT)
+    ready.message(TEXT, "delivered")
+
+
+# How it looks ---------------------------------------------------------------------------------
+
+FITS = """
+const room = document.scrollingElement;
+const inside = window !== parent; // the page itself may be long, a frame with a bar is cut
+return room.scrollWidth <= innerWidth && !(inside && room.scrollHeight > innerHeight);"""
+
+
+# Each step changes the language, at which the portal opens the application anew.
+LAYOUTS = [("en", WIDE), ("ru", PHONE), ("en", PHONE), ("ru", WIDE)]
+
+
+def misfits(tab, page):
+    """Which of the four languages and sizes do not fit, in the box's page or in the frame."""
+    found = []
+    for lang, size in LAYOUTS:
+        tab.resize(size)
+        tab.click("#lang-" + lang)
+        tab.page(page, lang=lang)
+        try:
+            tab.wait(lambda: tab.run(FITS) and tab.in_frame(lambda: tab.run(FITS)), 2)
+        except TimeoutException:
+            found.append((lang, size))
+    return found
+
+
+def test_nothing_is_wider_than_the_window_or_cut_in_the_frame(tab):
+    tab.open().page("install")
+    assert misfits(tab, "install") == []
+    tab.save(GOOD_KEY)
+    tab.page("index")
+    tab.send(NUMBER, TEXT + " " + "0123456789" * 10)
+    tab.message(TEXT, "delivered")
+    tab.run("document.querySelectorAll('#wire .line').forEach((line) => line.click())")
+    assert misfits(tab, "index") == []
+
+
+def test_an_error_does_not_move_the_form_or_get_cut(tab):
+    tab.open("en", PHONE).page("install")
+    before = tab.in_frame(lambda: tab.find("#sms-settings button").rect["y"])
+    tab.save("wrong-key")
+    tab.page("install", invalid=True)
+    assert tab.in_frame(lambda: tab.find("#sms-settings button").rect["y"]) == before
+    tab.wait(lambda: tab.run(FITS) and tab.in_frame(lambda: tab.run(FITS)))
+
+
+def test_every_control_has_a_name_for_a_screen_reader(tab):
+    def nameless():
+        found = tab.driver.find_elements("css selector", "input, textarea, button, iframe")
+        shown = [one for one in found if one.get_attribute("type") != "hidden"]
+        assert shown
+        return [one.get_attribute("outerHTML") for one in shown if not one.accessible_name]
+
+    tab.open().page("install")
+    assert nameless() == []
+    assert tab.in_frame(nameless) == []
+
+
+def test_no_other_page_can_press_the_buttons(box):
+    for path, origin in itertools.product(("open", "switch", "send", "command"),
+                                          ("http://evil.example", "null", box.portal.app_url)):
+        answer = requests.post(f"{box.portal.url}/box/{path}", headers={"Origin": origin},
+                               data={"name": "uninstall", "text": "x"}, timeout=10)
+        assert answer.status_code == 403, (path, origin)
+    assert box.portal.messages == {}
