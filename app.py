@@ -152,8 +152,7 @@ def index():
         if "AUTH_ID" in fields and not MISSING:
             CRest.check_token(fields)
             settings = CRest.get_setting_data()
-            keys = {name: value[-4:] * (len(value) > 8)
-                    for name, value in operator_settings(settings).items()}
+            keys = {n: key[-4:] * (len(key) > 8) for n, key in operator_settings(settings).items()}
             state = {"keys": keys, "waiting": Queue.waiting(), "present": public_url(),
                      "saved": settings.get("public_url"), "last_pass": settings.get("last_pass")}
     except HTTPResponse as refused:  # an employee, somebody else's token: nothing is shown
@@ -595,10 +594,6 @@ def locked(path, how=fcntl.LOCK_EX, mode="a"):
         yield file
 
 
-TEXTS = ("message_id", "member_id", "operator", "code", "to", "text", "operator_id", "status")
-NUMBERS = ("received", "sent", "tries", "doubts")
-
-
 class Queue:
     """Replace me: the waiting messages, one JSON file each, in the manner of Maildir.
 
@@ -618,10 +613,11 @@ class Queue:
         """Out: the message, or None if it is gone or not ours. What can't be read is set aside."""
         try:
             message = json.loads(path.read_text("utf-8"))
-            "".join([message[name] for name in TEXTS])  # raises unless they are there, and texts
-            sum(message[name] for name in NUMBERS)
-            owner = message["member_id"], message["operator"], message["code"]
-            return message if owner == (settings["member_id"], SMS_OPERATOR, SENDER_CODE) else None
+            "".join([message[name] for name in ("to", "text", "operator_id", "status")])  # or raise
+            sum(message[name] for name in ("received", "sent", "tries", "doubts"))
+            owner = [message[name] for name in ("message_id", "member_id", "operator", "code")]
+            ours = owner == [path.stem, settings.get("member_id"), SMS_OPERATOR, SENDER_CODE]
+            return message if ours else None
         except FileNotFoundError:
             return None
         except (ValueError, LookupError, TypeError, RecursionError, IsADirectoryError,
