@@ -613,7 +613,7 @@ class Queue:
         """Out: the message, or None if it is gone or not ours. What can't be read is set aside."""
         try:
             message = json.loads(path.read_text("utf-8"))
-            "".join([message[name] for name in ("to", "text", "operator_id", "status")])  # or raise
+            "".join([message[name] for name in ("to", "text", "operator_id", "status")])  # raises
             sum(message[name] for name in ("received", "sent", "tries", "doubts"))
             owner = [message[name] for name in ("message_id", "member_id", "operator", "code")]
             ours = owner == [path.stem, settings.get("member_id"), SMS_OPERATOR, SENDER_CODE]
@@ -627,7 +627,7 @@ class Queue:
 
     @contextmanager
     def claim(message_id, settings):
-        """Out: the message, ours alone. BlockingIOError, FileNotFoundError: it is not to be sent."""
+        """Out: the message, ours alone. BlockingIOError, FileNotFoundError: it is not to be sent"""
         path = QUEUE / f"{message_id}.json"
         with locked(path, IF_FREE, "r+") as file:
             message = os.path.samefile(path, file.fileno()) and Queue.read(path, settings)
