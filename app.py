@@ -205,7 +205,7 @@ def send(message_id):
         outcome, answer = hopeless(message) or OPERATOR.send(operator_settings(settings), message)
         if outcome in ("repeat", "repeated") and message["doubts"]:
             outcome = "got through"  # the operator knows the message: the first try was accepted
-        doubling = min(RETRY_AFTER * 2 ** message["tries"], HOUR)
+        doubling = min(RETRY_AFTER * 2 ** min(message["tries"], 20), HOUR)
         message["status"], pause = OUTCOMES.get(outcome, ("", doubling))
         message["operator_id"] = answer if outcome == "sent" else ""
         message["tries"] += 1
@@ -574,7 +574,7 @@ def write(path, data, due=None, put=os.replace):
     aside = path.with_suffix(f".{token_hex(8)}.tmp")
     try:
         with open(aside, "x", encoding="utf-8") as file:
-            json.dump(data, file, ensure_ascii=False)
+            file.write(json.dumps(data, ensure_ascii=False))
             file.flush()
             os.utime(aside, due and (due, due))
             os.fsync(file.fileno())
@@ -648,7 +648,7 @@ class Queue:
             with suppress(FileNotFoundError):
                 mtime = path.stat().st_mtime
                 if path.suffix != ".json":
-                    if now - mtime > (HOUR if path.suffix == ".tmp" else KEEP):
+                    if now - mtime > (24 * HOUR if path.suffix == ".tmp" else KEEP):
                         path.unlink()
                 elif not now < mtime <= now + HOUR:  # farther off than any pause: the clock was set
                     found.append((mtime, path.name))
@@ -751,7 +751,7 @@ class SmsRu:
         if not isinstance(entry, dict):
             return "in doubt", ""
         sent = entry.get("status") == "OK"
-        return ("sent", str(entry.get("sms_id"))) if sent else SmsRu.outcome(entry)
+        return ("sent", str(entry.get("sms_id") or "?")) if sent else SmsRu.outcome(entry)
 
     def statuses(settings, ids):
         trouble, answer = SmsRu.request("/sms/status", settings, sms_id=",".join(ids))
