@@ -20,6 +20,7 @@ Left out on purpose: several portals, a database, receipts pushed by the operato
 
 import fcntl
 import json
+import logging
 import os
 import re
 import shutil
@@ -90,12 +91,14 @@ def install():
     Or event=ONAPPUPDATE (ONAPPINSTALL) auth[access_token]=...; event=ONAPPUNINSTALL data[CLEAN]=1
     auth[application_token]=..., its only proof. Errors: 403. Differs from PHP: it wants a proof.
     """
-    fields, known = form(), CRest.get_setting_data().get("application_token", "")
+    fields, saved = form(), CRest.get_setting_data()
     if "event" not in fields:
         return page("install", fields)
     if fields["event"] in ("ONAPPINSTALL", "ONAPPUPDATE"):
-        register(CRest.install_app(CRest.check_token(fields)), without_page=True)
+        url = saved.get("public_url") or public_url()
+        register(CRest.install_app(CRest.check_token(fields), url), without_page=True)
     else:
+        known = saved.get("application_token", "")
         given = fields.get("auth[application_token]", "")
         proven = known and compare_digest(known.encode(), given.encode())
         require(proven and fields["event"] == "ONAPPUNINSTALL", 403, "WRONG_EVENT: not our portal")
@@ -119,7 +122,7 @@ def save():
     trouble, _ = OPERATOR.check({**operator_settings(CRest.get_setting_data()), **typed})
     require(trouble != "key", 400, "OPERATOR_KEY: the operator does not accept it")
     require(not trouble, 502, "OPERATOR_DOWN: the operator could not check it; try again later")
-    return {"sender": register(CRest.install_app(found, **typed))}
+    return {"sender": register(CRest.install_app(found, public_url(), **typed))}
 
 
 def register(settings, without_page=False):
@@ -202,12 +205,17 @@ def send(message_id):
     """Hand one waiting message to the operator. Out: "sent", or what is in the way."""
     settings, now, outcome = CRest.get_setting_data(), time.time(), "busy"
     with suppress(BlockingIOError, FileNotFoundError), Queue.claim(message_id, settings) as message:
-        outcome, answer = hopeless(message) or OPERATOR.send(operator_settings(settings), message)
+        try:
+            keys = operator_settings(settings)
+            outcome, answer = hopeless(message) or OPERATOR.send(keys, message)
+        except Exception:  # a mistake in an operator: who knows what it has done
+            logging.getLogger("app").exception("OPERATOR.send")
+            outcome, answer = "in doubt", "see the traceback"
         if outcome in ("repeat", "repeated") and message["doubts"]:
             outcome = "got through"  # the operator knows the message: the first try was accepted
         doubling = min(RETRY_AFTER * 2 ** min(message["tries"], 20), HOUR)
         message["status"], pause = OUTCOMES.get(outcome, ("", doubling))
-        message["operator_id"] = answer if outcome == "sent" else ""
+        message["operator_id"] = str(answer or "?") if outcome == "sent" else ""
         message["tries"] += 1
         message["doubts"] += outcome == "in doubt"
         if pause == 0:
@@ -254,8 +262,9 @@ def one_pass():
                     report([m for m in batch if m["status"]], totals)
     except BlockingIOError:
         return {**totals, "note": "another pass is running"}
-    busy, totals["waiting"] = any(totals.values()), Queue.waiting()
-    if busy or not totals["waiting"]:  # else the page goes on showing what is in the way
+    idle = not any(totals.values())
+    totals["waiting"] = Queue.waiting()
+    if not (idle and totals["waiting"]):  # what kept them waiting stays on the page until then
         CRest.set_log("statuses", **totals)
         last = {"last_pass": {"time": int(time.time()), **totals}}
         CRest.change_setting_data(lambda saved: saved and {**saved, **last})
@@ -297,7 +306,8 @@ def report(batch, totals):
         "CODE": SENDER_CODE, "MESSAGE_ID": m["message_id"], "STATUS": m["status"]}) for m in batch})
     for message in batch:
         name = message["message_id"]
-        error = mapping(answer, "result_error", name).get("error") or answer.get("error", "lost")
+        refused = mapping(answer, "result_error", name).get("error")
+        error = code_of(refused or answer.get("error", "lost"))
         if name in answer["result"]:
             totals[message["status"]] += 1
             Queue.remove(message)
@@ -325,7 +335,7 @@ def form():
     Differs from PHP: UTF-8 is decoded here, as bottle's request.forms.get() returns mojibake.
     """
     length, body = request.environ.get("CONTENT_LENGTH") or "0", b""
-    small = not request.chunked and length.isdecimal() and int(length) <= MAX_BODY
+    small = re.fullmatch("[0-9]{1,6}", length) and int(length) <= MAX_BODY and not request.chunked
     require(small, 413, "TOO_LARGE: 100 KB at most, with a Content-Length")
     with suppress(OSError):  # silent for 30 seconds
         body = request.body.read()
@@ -404,9 +414,14 @@ def post(url, fields):
             return 0, {"error": "no_answer"}
     if not isinstance(answer, dict) or 300 <= got.status_code < 400:
         answer = {"error": f"HTTP_{got.status_code}", "location": got.headers.get("Location", "")}
-    elif "error" in answer and not re.fullmatch("[A-Za-z_]{1,40}", str(answer["error"])):
-        answer["error"] = "no_code"  # whatever it is, it stays out of logs and pages
+    if "error" in answer:
+        answer["error"] = code_of(answer["error"])
     return got.status_code, answer
+
+
+def code_of(error):
+    """An error's code; whatever else somebody sends in its place stays out of logs and pages."""
+    return error if re.fullmatch(r"[A-Za-z_]{1,40}|HTTP_\d+", str(error)) else "no_code"
 
 
 def mapping(answer, *names):
@@ -471,19 +486,25 @@ class CRest:
         require(ours, 403, "WRONG_TOKEN: not a token of this application; reload the page")
         install = mapping(answer, "result", "install")
         found.update({name: str(install.get(name)) for name in ("member_id", "client_endpoint")})
-        known = CRest.get_setting_data().get("member_id", found["member_id"])
-        require(known == found["member_id"], 403, "OTHER_PORTAL: to move, delete settings.json")
+        CRest.check_portal(found, CRest.get_setting_data())
         profile = mapping(CRest.call_curl(found, "profile", {}), "result")
         require(profile, 502, "PORTAL: Bitrix24 did not answer; try again")
         require(profile.get("ADMIN") is True, 403, "NOT_ADMIN: only an administrator may do this")
         return found
 
-    def install_app(found, **typed):
+    def check_portal(found, saved):
+        same = saved.get("member_id", found["member_id"]) == found["member_id"]
+        require(same, 403, "OTHER_PORTAL: to move to another portal, delete settings.json")
+
+    def install_app(found, url, **typed):
         """Save a proven installation and the operator's fields; what is not given stays."""
         news = {name: value for name, value in found.items() if value}
-        return CRest.change_setting_data(lambda saved: {
-            "handler_key": token_urlsafe(24), **saved, **news, "public_url": public_url(),
-            SMS_OPERATOR: {**saved.get(SMS_OPERATOR, {}), **typed}})
+
+        def change(saved):
+            CRest.check_portal(found, saved)  # again, under the lock: two may install at once
+            return {"handler_key": token_urlsafe(24), **saved, **news, "public_url": url,
+                    SMS_OPERATOR: {**saved.get(SMS_OPERATOR, {}), **typed}}
+        return CRest.change_setting_data(change)
 
     def call(method, params):
         """One REST method with the saved tokens. Out: {"result": ...} or {"error": "CODE"}"""
@@ -567,13 +588,15 @@ with suppress(OSError):  # checkserver tells
     for folder in (DATA_DIR, QUEUE, LOGS_DIR):
         folder.mkdir(parents=True, exist_ok=True)
     DATA_DIR.chmod(0o700)  # it may come from git, readable by all
+    for old in DATA_DIR.glob("old-*"):  # what a killed Queue.clear() left
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write(path, data, due=None, put=os.replace):
     """Written aside, flushed, put in place, folder flushed: after a crash, whole or not there."""
     aside = path.with_suffix(f".{token_hex(8)}.tmp")
     try:
-        with open(aside, "x", encoding="utf-8") as file:
+        with open(aside, "x", encoding="utf-8", errors="replace") as file:
             file.write(json.dumps(data, ensure_ascii=False))
             file.flush()
             os.utime(aside, due and (due, due))
@@ -686,8 +709,9 @@ class Queue:
 class Demo:
     """Replace me: an operator. Nothing is sent; numbers that end in 01, 02, 03 meet trouble.
 
-    Each function answers ("", result) or (what is in the way, a note for the log): "key", "money",
-    "limit", "down" concern the account; "failed", "later" one message; "in doubt": it may be sent.
+    Plain functions without self; they raise nothing. Each answers ("", result), or what is in the
+    way and a note for the log: "key", "money", "limit", "down" concern the account; "failed" or
+    "later" one message; "in doubt": it may have it; "repeat": it says that it had it before.
     """
 
     FIELDS = ({"name": "api_key", "en": ("API key", "Any key will do: nothing is sent."),
@@ -751,7 +775,7 @@ class SmsRu:
         if not isinstance(entry, dict):
             return "in doubt", ""
         sent = entry.get("status") == "OK"
-        return ("sent", str(entry.get("sms_id") or "?")) if sent else SmsRu.outcome(entry)
+        return ("sent", entry.get("sms_id")) if sent else SmsRu.outcome(entry)
 
     def statuses(settings, ids):
         trouble, answer = SmsRu.request("/sms/status", settings, sms_id=",".join(ids))
@@ -765,7 +789,8 @@ OPERATOR = OPERATORS.get(SMS_OPERATOR) or sys.exit(f"SMS_OPERATOR is one of {', 
 
 
 def operator_settings(settings):
-    return {"api_key": SMS_API_KEY, **settings.get(SMS_OPERATOR, {})}
+    empty = {field["name"]: "" for field in OPERATOR.FIELDS}
+    return {**empty, "api_key": SMS_API_KEY, **settings.get(SMS_OPERATOR, {})}
 
 
 # ---- Run: python app.py [statuses | checkserver] ------------------------------------------------
@@ -789,7 +814,7 @@ class Connection(WSGIRequestHandler):
 
 
 def passes():
-    """In a thread of its own: a long queue of messages to send does not hold up the statuses."""
+    """In a thread of its own, so that a burst in POOL does not hold it up."""
     worker = ThreadPoolExecutor(1)
     while not STOP.wait(STATUSES_EVERY or None):
         error = worker.submit(one_pass).exception()
@@ -798,20 +823,26 @@ def passes():
 
 
 def main(command=""):
+    if command not in ("", "statuses", "checkserver"):
+        sys.exit("Usage: python app.py [statuses | checkserver]")
     if command == "statuses":
         totals = one_pass()
         print(json.dumps(totals))
         sys.exit(bool(totals["errors"]))
     mend = CRest.check_server()
     print(*mend or ["This server can run the application."], sep="\n")
-    if command:
-        sys.exit(bool(mend) if command == "checkserver" else "python app.py [statuses|checkserver]")
+    if command == "checkserver":
+        sys.exit(bool(mend))
     print(f"http://{HOST}:{PORT}/ with the operator {SMS_OPERATOR}{DEMO}", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=passes).start()
-    app.run(host=HOST, port=PORT, server_class=Server, handler_class=Connection, quiet=True)
-    STOP.set()
-    POOL.shutdown(cancel_futures=True)
+    try:
+        app.run(host=HOST, port=PORT, server_class=Server, handler_class=Connection, quiet=True)
+    except OSError as error:
+        sys.exit(f"Can't listen on {HOST}:{PORT}: {error.strerror}. Set HOST or PORT.")
+    finally:
+        STOP.set()
+        POOL.shutdown(cancel_futures=True)
 
 
 if __name__ == "__main__":
