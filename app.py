@@ -30,6 +30,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from functools import lru_cache
 from pathlib import Path
 from secrets import compare_digest, token_hex, token_urlsafe
 from socketserver import ThreadingMixIn
@@ -54,7 +56,8 @@ VIEWS = [str(HERE / "views")]
 CLIENT_ID, CLIENT_SECRET = env("C_REST_CLIENT_ID"), env("C_REST_CLIENT_SECRET")
 MISSING = [name for name in ("C_REST_CLIENT_ID", "C_REST_CLIENT_SECRET") if not env(name)]
 DATA_DIR = env("DATA_DIR", HERE / "data")  # a folder of its own: it becomes 0700
-QUEUE, LOGS_DIR = DATA_DIR / "queue", env("C_REST_LOGS_DIR", DATA_DIR / "logs")
+QUEUE, SETTINGS = DATA_DIR / "queue", f"{DATA_DIR}/settings.json"
+LOGS_DIR = env("C_REST_LOGS_DIR", DATA_DIR / "logs")
 OAUTH_URL = env("OAUTH_URL", "https://oauth.bitrix24.tech").rstrip("/")
 BX24_JS_URL = env("BX24_JS_URL", "https://api.bitrix24.com/api/v1/")
 PUBLIC_URL = env("PUBLIC_URL")  # with its path, https://mydomain.ru/sms/
@@ -63,12 +66,12 @@ STATUSES_EVERY = env("STATUSES_EVERY", 60.0)  # seconds between passes; 0 leaves
 RETRY_AFTER = env("RETRY_AFTER", 60.0)  # seconds; doubles with each try, at most an hour
 GIVE_UP_UNSENT = env("GIVE_UP_UNSENT", 24.0)  # hours, then the message is "failed"
 GIVE_UP_WAITING = env("GIVE_UP_WAITING", 72.0)  # hours, then it is "undelivered"
-DEMO = " (demo: nothing is sent)" if env("SMS_OPERATOR", "demo") == "demo" else ""
 SMS_OPERATOR, SMS_API_KEY = env("SMS_OPERATOR", "demo"), env("SMS_API_KEY")
 SMSRU_URL, SMSRU_TEST = env("SMSRU_URL", "https://sms.ru").rstrip("/"), env("SMSRU_TEST", 0)
 
 # Replace me: the sender as users see it in Bitrix24 (the pages' texts are in views/)
 SENDER_CODE, SENDER_NAME = env("SENDER_CODE", "fastsms"), "Provider FastSms"
+DEMO = " (demo: nothing is sent)"  # behind the name, as long as the operator is Demo
 SENDER_DESCRIPTION = {"en": "Description sms provider", "ru": "Описание SMS-провайдера"}
 
 HOUR, KEEP = 3600, 14 * 24 * 3600  # seconds; no message is kept longer than KEEP
@@ -76,7 +79,6 @@ MAX_BODY, MAX_ANSWER = 100 * 1024, 1024 * 1024  # bytes that come in, bytes of a
 TIMEOUT = (5, 30)  # seconds to connect, seconds of silence
 PAUSES_503 = (0.5, 1, 2, 4, 8, 0)  # seconds; Bitrix24's bucket lets 2 requests a second through
 PRESS_SAVE = "an administrator must open the application and press Save"
-IF_FREE = fcntl.LOCK_EX | fcntl.LOCK_NB
 STOP = threading.Event()  # set by SIGTERM and Ctrl-C
 app = application = Bottle()  # WSGI servers look for "application"
 
@@ -127,7 +129,7 @@ def save():
 
 def register(settings, without_page=False):
     """Bind the events; without a page also add the sender. Out: the parameters of sender.add"""
-    url, name = settings["public_url"], SENDER_NAME + DEMO
+    url, name = settings["public_url"], SENDER_NAME + DEMO * (OPERATOR is Demo)
     sender = {"CODE": SENDER_CODE, "TYPE": "SMS", "NAME": name, "DESCRIPTION": SENDER_DESCRIPTION,
               "HANDLER": f"{url}handler?key={settings['handler_key']}"}
     calls = [("messageservice.sender.delete", {"CODE": SENDER_CODE}),
@@ -188,11 +190,12 @@ def handler():
                "tries": 0, "doubts": 0, "operator_id": "", "sent": 0, "status": ""}
     with suppress(FileExistsError):  # it waits already
         Queue.put(message, time.time() + RETRY_AFTER)
-        POOL.submit(send, message["message_id"])
-    names = [name for name in sorted(fields) if re.fullmatch(r"[A-Za-z_]+(\[\w{1,20}\])*", name)]
-    CRest.set_log("handler", fields=names)  # the tutorial's dump, names only
+        POOL.submit(copy_context().run, send, message["message_id"])
+    CRest.set_log("handler", fields=list(filter(NAME.fullmatch, sorted(fields))))  # PHP's dump
     return {"result": True}
 
+
+NAME = re.compile(r"[A-Za-z_]+(\[\w{1,20}\])*")  # of a field, as far as it may be logged
 
 # What an outcome means: a final status, a pause in seconds. Any other: a pause that doubles.
 OUTCOMES = {"sent": ("", 0), "got through": ("sent", 0), "failed": ("failed", 0),
@@ -247,13 +250,14 @@ def one_pass():
 
     Out: {"sent": 1, "delivered": 2, "undelivered": 0, "failed": 0, "waiting": 3, "errors": {}}
     Differs from PHP: 100 messages at a time, only final statuses, only one pass at a time.
+    Replace me: with several portals, one pass for each.
     """
     settings = CRest.get_setting_data()
     totals = {**dict.fromkeys((*FINAL, "sent", "waiting"), 0), "errors": {}}
     if not settings:
         return {**totals, "errors": {"portal": "not installed: " + PRESS_SAVE}}
     try:
-        with locked(DATA_DIR / "statuses.lock", IF_FREE):
+        with locked("statuses", wait=False):
             for batch in Queue.due(settings, 100):
                 send_unsent(batch, totals)
                 if "portal" not in totals["errors"]:
@@ -350,7 +354,7 @@ def page(name, fields, **state):
     response.set_header("Content-Security-Policy", "frame-ancestors " + portal)
     return template(name if "AUTH_ID" in fields else "outside", fields=fields, missing=MISSING,
                     ru=fields.get("LANG") == "ru", operator=OPERATOR, bx24_js=BX24_JS_URL,
-                    demo=bool(DEMO), template_lookup=VIEWS, **state)
+                    demo=OPERATOR is Demo, template_lookup=VIEWS, **state)
 
 
 SAFE = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
@@ -395,16 +399,18 @@ HTTP.mount("http", requests.adapters.HTTPAdapter(max_retries=urllib3.Retry(
     connect=2, read=False, status=False, other=False, backoff_factor=0.3)))
 
 
-def post(url, fields):
+def post(url, fields=None, method="POST", **more):
     """The one place that reaches the network. Out: HTTP status, JSON object; or 0, {"error": ...}:
 
     "unreachable" is certain that nothing went out, "no_answer" does not know what became of it.
+    In: a form; or, in more, what requests knows: json={...}, headers={...}, auth=(user, password).
     """
     if not SECURE.match(url):
         return 0, {"error": "unreachable"}
     got = answer = None
     try:
-        with HTTP.post(url, fields, timeout=TIMEOUT, allow_redirects=False, stream=True) as got:
+        with HTTP.request(method, url, data=fields, timeout=TIMEOUT, allow_redirects=False,
+                          stream=True, **more) as got:
             answer = json.loads(got.raw.read(MAX_ANSWER, decode_content=True))
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         unsent = error.args and isinstance(error.args[0], urllib3.exceptions.MaxRetryError)
@@ -456,16 +462,18 @@ class CRest:
 
     def get_setting_data():
         """Replace me: read the settings from your store. Out: {} before the installation."""
-        path = DATA_DIR / "settings.json"
-        return json.loads(path.read_text("utf-8")) if path.exists() else {}
+        with suppress(FileNotFoundError, NotADirectoryError):
+            now = os.stat(SETTINGS)
+            return dict(settings_file(now.st_ino, now.st_mtime_ns))
+        return {}
 
     def set_setting_data(settings):
         """Replace me: write them to your store."""
-        write(DATA_DIR / "settings.json", settings)
+        write(SETTINGS, settings, time.time())
 
     def change_setting_data(change):
-        """Replace me: read, change(settings) and write, under one lock. Out: the new settings."""
-        with locked(DATA_DIR / "settings.lock"):
+        """Read, change(settings) and write, under one lock. Out: the new settings."""
+        with locked("settings"):
             settings = change(CRest.get_setting_data())
             CRest.set_setting_data(settings)
         return settings
@@ -535,7 +543,7 @@ class CRest:
 
     def get_new_auth(expired):
         """Who comes second finds the winner's token under the lock, and uses that. ("OAuth 2.0")"""
-        with locked(DATA_DIR / "settings.lock"):
+        with locked("settings"):
             settings = CRest.get_setting_data()
             if settings.get("access_token") != expired["access_token"]:
                 return settings
@@ -564,8 +572,10 @@ class CRest:
     def set_log(kind, **data):
         """Replace me. In: names, ids and codes; never a text, a token, a full number."""
         if env("C_REST_BLOCK_LOG") != "1":  # on a full disk what is saved stays saved, log or not
-            with suppress(OSError), open(LOGS_DIR / time.strftime("%F.log"), "a") as file:
-                print(json.dumps({"time": time.strftime("%F %T"), "type": kind, **data}), file=file)
+            now = time.strftime("%F %T")
+            line = json.dumps({"time": now, "type": kind, **data}) + "\n"
+            with suppress(OSError):
+                log_file(now).write(line.encode())
 
     def check_server():
         """What to mend before the application can run here: no paths, no versions."""
@@ -574,7 +584,7 @@ class CRest:
             mend.append("PUBLIC_URL must begin with https://")
         path = DATA_DIR / f"check-{token_hex(8)}"
         try:
-            write(path, mend, put=os.link)  # the queue needs hard links
+            write(path, mend, time.time(), os.link)  # the queue needs hard links
             mend = json.loads(path.read_text("utf-8"))
             path.unlink()
         except OSError as error:
@@ -592,29 +602,44 @@ with suppress(OSError):  # checkserver tells
         shutil.rmtree(old, ignore_errors=True)
 
 
-def write(path, data, due=None, put=os.replace):
+def write(path, data, mtime, put=os.replace):
     """Written aside, flushed, put in place, folder flushed: after a crash, whole or not there."""
-    aside = path.with_suffix(f".{token_hex(8)}.tmp")
+    aside = f"{path}.{token_hex(8)}.tmp"
+    whole = json.dumps(data, ensure_ascii=False).encode(errors="replace")
     try:
-        with open(aside, "x", encoding="utf-8", errors="replace") as file:
-            file.write(json.dumps(data, ensure_ascii=False))
-            file.flush()
-            os.utime(aside, due and (due, due))
+        with open(aside, "xb", buffering=0) as file:
+            require(file.write(whole) == len(whole), 507, "DISK_FULL: make room in DATA_DIR")
+            os.utime(file.fileno(), (mtime, mtime))
             os.fsync(file.fileno())
         put(aside, path)
     finally:
-        aside.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
+        Path(aside).unlink(missing_ok=True)
+        folder = os.open(os.path.dirname(path), os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
 
 
+@lru_cache(maxsize=1)
+def settings_file(inode, mtime):
+    """Read again when it is another file, as after each write()."""
+    return json.loads(Path(SETTINGS).read_bytes())
+
+
+@lru_cache(maxsize=1)
+def log_file(now):
+    """One a day, opened once a second; a line is one write, whoever else writes."""
+    return open(LOGS_DIR / f"{now[:10]}.log", "ab", buffering=0)
+
+
 @contextmanager
-def locked(path, how=fcntl.LOCK_EX, mode="a"):
-    """A lock between threads and processes that dies with its owner. IF_FREE: BlockingIOError."""
-    with open(path, mode) as file:
-        fcntl.flock(file, how)
-        yield file
+def locked(name, wait=True):
+    """Replace me: a lock between threads and processes that dies with its owner.
+
+    In: "settings" or "statuses". Errors: without wait BlockingIOError, if somebody else has it.
+    """
+    with open(DATA_DIR / f"{name}.lock", "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
 
 
 class Queue:
@@ -626,74 +651,75 @@ class Queue:
     """
 
     def path(message):
-        return QUEUE / f"{message['message_id']}.json"
+        return f"{QUEUE}/{message['message_id']}.json"
 
     def put(message, due):
         """On disk when this returns. FileExistsError: a message of this id waits already."""
         write(Queue.path(message), message, due, os.link)
 
-    def read(path, settings):
+    def read(path, settings, file=None):
         """Out: the message, or None if it is gone or not ours. What can't be read is set aside."""
         try:
-            message = json.loads(path.read_text("utf-8"))
+            message = json.loads(file.read() if file else Path(path).read_bytes())
             "".join([message[name] for name in ("to", "text", "operator_id", "status")])  # raises
             sum(message[name] for name in ("received", "sent", "tries", "doubts"))
-            owner = [message[name] for name in ("message_id", "member_id", "operator", "code")]
-            ours = owner == [path.stem, settings.get("member_id"), SMS_OPERATOR, SENDER_CODE]
-            return message if ours else None
+            owner = [message[name] for name in ("member_id", "operator", "code")]
+            ours = owner == [settings.get("member_id"), SMS_OPERATOR, SENDER_CODE]
+            return message if ours and Queue.path(message) == path else None
         except FileNotFoundError:
             return None
         except (ValueError, LookupError, TypeError, RecursionError, IsADirectoryError,
                 PermissionError):
-            CRest.set_log("unreadable", message_id=path.stem)
-            path.rename(path.with_suffix(".unreadable"))
+            CRest.set_log("unreadable", message_id=Path(path).stem)
+            os.rename(path, path[:-len("json")] + "unreadable")
 
     @contextmanager
     def claim(message_id, settings):
         """Out: the message, ours alone. BlockingIOError, FileNotFoundError: it is not to be sent"""
-        path = QUEUE / f"{message_id}.json"
-        with locked(path, IF_FREE, "r+") as file:
-            message = os.path.samefile(path, file.fileno()) and Queue.read(path, settings)
+        path = Queue.path({"message_id": message_id})
+        with open(path, "r+b", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            state = os.fstat(file.fileno())
+            message = os.path.samestat(os.stat(path), state) and Queue.read(path, settings, file)
             if not message or message["operator_id"] or message["status"]:
                 raise BlockingIOError("somebody else had it")
-            mark = path.stat().st_mtime
-            if mark in (0, 1):  # its sender was killed
-                message["doubts"] = int(mark) + 1
+            if state.st_mtime in (0, 1):  # its sender was killed
+                message["doubts"] = int(state.st_mtime) + 1
                 CRest.set_log("in doubt", message_id=message_id)
-            os.utime(path, (0, message["doubts"]))
-            os.fsync(file)
+            os.utime(file.fileno(), (0, message["doubts"]))
+            os.fsync(file.fileno())
             yield message
 
     def due(settings, size):
         """Yield the due messages, the longest waiting first, in lists; sweep what is left over."""
         found, now = [], time.time()
-        for path in (*QUEUE.iterdir(), *DATA_DIR.glob("*.tmp")):
+        for file in (*os.scandir(QUEUE), *DATA_DIR.glob("*.tmp")):
             with suppress(FileNotFoundError):
-                mtime = path.stat().st_mtime
-                if path.suffix != ".json":
-                    if now - mtime > (24 * HOUR if path.suffix == ".tmp" else KEEP):
-                        path.unlink()
+                mtime = file.stat().st_mtime
+                if not file.name.endswith(".json"):
+                    if now - mtime > (24 * HOUR if file.name.endswith(".tmp") else KEEP):
+                        os.unlink(file)
                 elif not now < mtime <= now + HOUR:  # farther off than any pause: the clock was set
-                    found.append((mtime, path.name))
+                    found.append((mtime, f"{QUEUE}/{file.name}"))
         found.sort()
         for start in range(0, len(found), size):
             if STOP.is_set():
                 return
-            messages = [Queue.read(QUEUE / name, settings) for _, name in found[start:start + size]]
+            messages = [Queue.read(path, settings) for _, path in found[start:start + size]]
             yield [message for message in messages if message]
 
     def record(message, due):
         """Replaces the message; never brings one back that clear() took away meanwhile."""
         with suppress(FileNotFoundError):
             write(Queue.path(message), message, due, lambda aside, path: (
-                path.exists() and os.replace(aside, path)))
+                os.path.exists(path) and os.replace(aside, path)))
 
     def postpone(message, due):
         with suppress(FileNotFoundError):
             os.utime(Queue.path(message), (due, due))
 
     def remove(message):
-        Queue.path(message).unlink(missing_ok=True)
+        Path(Queue.path(message)).unlink(missing_ok=True)
 
     def waiting():
         return sum(name.endswith(".json") for name in os.listdir(QUEUE))
@@ -807,10 +833,11 @@ class Server(ThreadingMixIn, WSGIServer):
 
 class Connection(WSGIRequestHandler):
     timeout = 30  # seconds of silence
+    wbufsize = -1  # an answer leaves in one piece
 
     def log_message(self, *words):  # not the query: it holds the secret
         path = getattr(self, "path", "").partition("?")[0]
-        print(time.strftime("%F %T"), repr(path), words[-2], file=sys.stderr)
+        sys.stderr.write(f"{time.strftime('%F %T')} {path!r} {words[-2]}\n")
 
 
 def passes():
@@ -833,7 +860,8 @@ def main(command=""):
     print(*mend or ["This server can run the application."], sep="\n")
     if command == "checkserver":
         sys.exit(bool(mend))
-    print(f"http://{HOST}:{PORT}/ with the operator {SMS_OPERATOR}{DEMO}", flush=True)
+    note = DEMO * (OPERATOR is Demo)
+    print(f"http://{HOST}:{PORT}/ with the operator {SMS_OPERATOR}{note}", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=passes).start()
     try:

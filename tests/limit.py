@@ -1,29 +1,21 @@
 """The limit that bench.py measures against: python tests/limit.py PORT FOLDER
 
-The same kind of server as the app's, and on it a bare Bottle route, and one that reads the same
-form and makes one durable write with the same flushes, and nothing else.
+On the app's own server a bare Bottle route, and one that reads the same form and makes one durable
+write with the same flushes, and nothing else. DATA_DIR and the rest are set as for the app.
 """
 import json
 import os
 import sys
 from itertools import count
-from socketserver import ThreadingMixIn
+from pathlib import Path
 from urllib.parse import parse_qsl
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from bottle import Bottle, request
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from app import Connection, Server
+
 app, numbers = Bottle(), count()
-
-
-class Server(ThreadingMixIn, WSGIServer):
-    request_queue_size = 1024
-    daemon_threads = True
-
-
-class Connection(WSGIRequestHandler):
-    def log_message(self, *words):
-        """No log: it is the limit."""
 
 
 @app.route("/", ["GET", "POST"])

@@ -159,10 +159,17 @@ def queue(one_world):
         app.close()
     operator.down, operator.slow, operator.delay, operator.trouble = False, 0, 1.0, None
     operator.sent.clear()
-    for path in [*(world.app.data / "queue").iterdir(), *(world.app.data / "logs").iterdir()]:
-        path.unlink()
+    forget(world.app)
     if not world.app.running:
         world.app.start()
+
+
+def forget(app):
+    """Nothing waits, and the log is empty; its file stays, as the app has it open."""
+    for path in (app.data / "queue").iterdir():
+        path.unlink()
+    for path in (app.data / "logs").iterdir():
+        os.truncate(path, 0)
 
 
 def another(world):

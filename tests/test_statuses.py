@@ -15,6 +15,7 @@ from test_queue import (
     calls,
     change,
     cut,
+    forget,
     logged,
     make_due,
     one_pass,
@@ -61,8 +62,7 @@ def fresh(world):
         if not party.server:
             party.start()
         party.requests.clear()
-    for path in [*(world.app.data / "queue").iterdir(), *(world.app.data / "logs").iterdir()]:
-        path.unlink()
+    forget(world.app)
     return world
 
 

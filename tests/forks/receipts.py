@@ -1,0 +1,60 @@
+"""Receipts pushed by SMS.ru: python tests/forks/receipts.py; as the callback in SMS.ru's cabinet
+give https://mydomain.ru/sms/receipts. A status reaches Bitrix24 at once; passes stay as the net.
+"""
+import hashlib
+import os
+import re
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import app
+
+USUAL = app.Queue
+
+
+def index(operator_id):
+    """A link to the message's file, beside it in the queue's folder, which only sweeps the rest."""
+    return app.QUEUE / (re.sub(r"[^\w-]", "", operator_id)[:64] + ".receipt")
+
+
+class Queue(USUAL):
+    def record(message, due):
+        if message["operator_id"]:
+            with suppress(FileExistsError):
+                os.symlink(f"{message['message_id']}.json", index(message["operator_id"]))
+        USUAL.record(message, due)
+
+    def remove(message):
+        USUAL.remove(message)
+        index(message["operator_id"]).unlink(missing_ok=True)
+
+
+@app.app.post("/receipts")
+def receipts():
+    """In: data[0]=sms_status, id, code, time in lines, up to data[99]; hash. Out: 100, or again."""
+    fields, settings = app.form(), app.CRest.get_setting_data()
+    data = [fields.get(f"data[{number}]", "") for number in range(100)]
+    right = hashlib.sha256((app.operator_settings(settings)["api_key"] + "".join(data)).encode())
+    same = app.compare_digest(right.hexdigest().encode(), fields.get("hash", "").encode())
+    app.require(settings and same, 403, "WRONG_HASH: SMS.ru signs its receipts with the saved key")
+    taken = [message for message in (take(entry, settings) for entry in data) if message]
+    app.POOL.submit(app.report, taken, {**dict.fromkeys(app.FINAL, 0), "errors": {}})
+    return "100"
+
+
+def take(entry, settings):
+    """On disk before SMS.ru is answered. Out: the message, or None: not ours, or known already."""
+    kind, operator_id, code, *_ = (*entry.split("\n"), "", "", "")
+    message = kind == "sms_status" and USUAL.read(os.path.realpath(index(operator_id)), settings)
+    if message and not message["status"] and app.SMSRU_CODES.get(code) in app.FINAL:
+        message["status"] = app.SMSRU_CODES[code]
+        Queue.record(message, time.time() + app.RETRY_AFTER)  # for a pass, should report() fail
+        return message
+
+
+app.Queue, application = Queue, app.application
+if __name__ == "__main__":
+    app.main(*sys.argv[1:2])
