@@ -68,9 +68,10 @@ def change(app, message_id, **news):
 
 
 def make_due(app, *message_ids):
-    """Let the pauses of these messages, or of all, be over."""
+    """Let the pauses of these messages, or of all that still wait, be over."""
     for path in [path_of(app, one) for one in message_ids] or app.queue():
-        os.utime(path, (time.time() - 60,) * 2)
+        with suppress(FileNotFoundError):
+            os.utime(path, (time.time() - 60,) * 2)
 
 
 def pause(app, message_id):
