@@ -197,9 +197,10 @@ def handler():
 
 NAME = re.compile(r"[A-Za-z_]+(\[\w{1,20}\])*")  # of a field, as far as it may be logged
 
-# What an outcome means: a final status, a pause in seconds. Any other: a pause that doubles.
+# What an outcome means: a final status, a pause in seconds; None: a pause that doubles
 OUTCOMES = {"sent": ("", 0), "got through": ("sent", 0), "failed": ("failed", 0),
-            "gave up": ("failed", 0), **dict.fromkeys(("limit", "later", "repeated"), ("", HOUR))}
+            "gave up": ("failed", 0), **dict.fromkeys(("limit", "later", "repeated"), ("", HOUR)),
+            **dict.fromkeys(("key", "money", "down", "repeat", "in doubt"), ("", None))}
 FINAL = ("delivered", "undelivered", "failed")  # what Bitrix24 is told
 ACCOUNT_TROUBLE = ("key", "money", "limit", "down", "in doubt")  # ends sending for a pass
 
@@ -211,13 +212,14 @@ def send(message_id):
         try:
             keys = operator_settings(settings)
             outcome, answer = hopeless(message) or OPERATOR.send(keys, message)
+            assert outcome in OUTCOMES, outcome
         except Exception:  # a mistake in an operator: who knows what it has done
             logging.getLogger("app").exception("OPERATOR.send")
             outcome, answer = "in doubt", "see the traceback"
         if outcome in ("repeat", "repeated") and message["doubts"]:
             outcome = "got through"  # the operator knows the message: the first try was accepted
+        message["status"], pause = OUTCOMES[outcome]
         doubling = min(RETRY_AFTER * 2 ** min(message["tries"], 20), HOUR)
-        message["status"], pause = OUTCOMES.get(outcome, ("", doubling))
         message["operator_id"] = str(answer or "?") if outcome == "sent" else ""
         message["tries"] += 1
         message["doubts"] += outcome == "in doubt"
@@ -225,7 +227,7 @@ def send(message_id):
             message.update(to="", text="", sent=now)  # keep little
         if outcome != "sent":
             CRest.set_log("send", message_id=message_id, outcome=outcome, answer=answer)
-        Queue.record(message, time.time() + pause)
+        Queue.record(message, time.time() + (doubling if pause is None else pause))
     return outcome
 
 
@@ -295,7 +297,8 @@ def ask(batch, settings, totals):
     for message in batch:
         age = max(0, time.time() - message["sent"])
         old = "undelivered" if age > GIVE_UP_WAITING * HOUR else ""
-        message["status"] = found.get(message["operator_id"]) or old
+        found_out = found.get(message["operator_id"])
+        message["status"] = found_out if found_out in FINAL else old
         if not message["status"]:  # the older a message, the less often it is asked about
             Queue.postpone(message, time.time() + min(age / 10, HOUR))
 

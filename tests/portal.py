@@ -384,9 +384,9 @@ def play_once(world):
     return 0 if Story(world).play() else 1
 
 
-def stay_up(world):
+def stay_up(world, operator):
     """Start the app, not installed yet; the rest is clicked, until Ctrl-C or SIGTERM."""
-    world.start_box()
+    world.start_box(SMS_OPERATOR=operator)
     print(f"Open {world.portal.url}/ in a browser. Ctrl-C ends everything.")
     threading.Event().wait()
 
@@ -397,14 +397,18 @@ def main(arguments=None):
     options.add_argument("--once", action="store_true",
                          help="play the story without a browser and end: 0 or 1")
     options.add_argument("--port", type=int, default=0, help="the pretend portal's port")
+    options.add_argument("--operator", default="smsru",
+                         help="the app's SMS_OPERATOR, instead of smsru and the pretend SMS.ru")
     chosen = options.parse_args(arguments)
+    if chosen.once and chosen.operator != "smsru":
+        options.error("--once plays a story with SMS.ru; leave out --once to try an operator")
     sys.stdout.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
     for ending in (signal.SIGINT, signal.SIGTERM):  # a shell's "&" would have SIGINT ignored
         signal.signal(ending, goodbye)
     world = World(chosen.port)
     try:
         world.start()
-        return (play_once if chosen.once else stay_up)(world)
+        return play_once(world) if chosen.once else stay_up(world, chosen.operator)
     except (OSError, AssertionError) as error:
         print(f"It could not start: {error}")
         return 1

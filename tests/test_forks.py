@@ -1,5 +1,6 @@
 """The forks of tests/forks: each runs as its own process and overrides only what the seams name."""
 import hashlib
+import re
 import time
 
 import pytest
@@ -18,14 +19,15 @@ from test_queue import (
     tried,
 )
 from twilio import BASE, KEYS, NUMBER, SID, TOKEN, Twilio
+from wire import Party
 
 FORKS = ROOT / "tests" / "forks"
 
 
 def start_fork(world, name, **env):
-    """Start tests/forks/NAME.py in the app's place."""
+    """Start tests/forks/NAME.py, or the script at this path, in the app's place."""
     fork = App(world, **{"STATUSES_EVERY": 0, "RETRY_AFTER": 60, **env})
-    fork.script = FORKS / f"{name}.py"
+    fork.script = FORKS / f"{name}.py" if isinstance(name, str) else name
     world.apps.append(fork)
     world.app, world.portal.app_url = fork, fork.url
     return fork.start()
@@ -178,6 +180,93 @@ def test_nothing_of_the_account_is_in_the_log(twilio):
     text += twilio.app.output()
     assert not [secret for secret in (TOKEN, SID, TEXT, "9250000001") if secret in text]
     assert BASE not in text
+
+
+# ---- The README's operator, and one with mistakes -----------------------------------------------
+def with_operator(world, folder, name, lines):
+    """The app as somebody's fork has it: a class above OPERATORS, its name in the table."""
+    source = (ROOT / "app.py").read_text("utf-8")
+    table = 'OPERATORS = {"demo": Demo, '
+    assert table in source
+    forked = source.replace(table, f'{lines}\n\n\n{table}"{name.lower()}": {name}, ')
+    (folder / "app.py").write_text(forked, "utf-8")
+    (folder / "views").symlink_to(ROOT / "views")
+    start_fork(world, folder / "app.py", SMS_OPERATOR=name.lower())
+
+
+class Acme(Party):
+    """What the README's example talks to."""
+
+    name = "acme"
+
+    def answer(self, method, path, fields, request):
+        if request.headers.get("Token") != "right":
+            return 401, {"message": "wrong token"}, {}
+        if (method, path) == ("POST", "/sms"):
+            digits = fields["to"].isdigit() and fields["from"] == "Firm"
+            return (200, {"id": 158}, {}) if digits else (400, {"message": "wrong number"}, {})
+        return 200, {"items": [{"id": int(one), "state": "DELIVRD"}
+                               for one in fields.get("ids", "").split(",") if one]}, {}
+
+
+@pytest.fixture
+def acme(world, tmp_path):
+    """A fork with the README's class, nothing changed but the address."""
+    world.acme = Acme(world.wire).start()
+    readme = (ROOT / "README.md").read_text("utf-8")
+    lines = re.search(r"```python\n(class Acme.*?)```", readme, re.DOTALL)[1]
+    with_operator(world, tmp_path, "Acme", lines.replace("https://acme.com", world.acme.url))
+    yield world
+    world.acme.stop()
+
+
+def test_the_operator_of_the_readme_works_as_it_is_written(acme):
+    for refused in ({"token": "wrong", "sender": "Firm"}, {"token": "right"}):
+        assert Browser(acme).install(**refused).json()["error"] == "OPERATOR_KEY"
+    assert Browser(acme).install(token="right", sender="Firm").status_code == 200
+    ids = [send(acme, TEXT), send(acme, TEXT, "not a number 1")]
+    until(lambda: one_pass(acme)["waiting"] == 0)
+    assert [history(acme, one) for one in ids] == [["sent", "delivered"]] * 2
+    assert {fields["to"] for path, fields in acme.acme.requests if path == "/sms"} == {
+        "79255070602", "1"}
+
+
+CARELESS = """
+class Careless(Demo):
+    def send(settings, message):
+        return {"unknown": ("ok", "1"), "nothing": None, "good": ("sent", 158)}[message["text"]]
+
+    def statuses(settings, ids):
+        return "", dict.fromkeys(ids, "sent")
+"""
+
+
+@pytest.fixture
+def careless(world, tmp_path):
+    with_operator(world, tmp_path, "Careless", CARELESS.strip())
+    assert install(world).status_code == 200
+    return world
+
+
+@pytest.mark.parametrize("mistake", ["unknown", "nothing", "raises"])
+def test_a_mistake_in_send_is_a_doubt_tried_once_more_never_more_often(careless, mistake):
+    message_id = send(careless, mistake)
+    tried(careless.app, message_id)
+    for _ in range(4):
+        make_due(careless.app)
+        one_pass(careless)
+    outcomes = [line["outcome"] for line in logged(careless.app, "send", message_id)]
+    assert outcomes == ["in doubt", "in doubt", "gave up"]
+    assert history(careless, message_id) == ["sent", "failed"]
+
+
+def test_what_is_no_final_status_is_none(careless):
+    message_id = send(careless, "good")
+    settled(careless.app, message_id)
+    assert read(careless.app, message_id)["operator_id"] == "158"
+    make_due(careless.app)
+    assert one_pass(careless)["waiting"] == 1
+    assert history(careless, message_id) == ["sent"]
 
 
 # ---- Receipts pushed by the operator ------------------------------------------------------------

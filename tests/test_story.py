@@ -52,6 +52,13 @@ def test_a_story_that_cannot_be_told_exits_1():
     assert "came true" not in output
 
 
+def test_another_operator_is_tried_in_the_box_not_in_the_story():
+    code, output = play("--operator", "nobody")
+    assert (code, "SMS_OPERATOR is one of demo, smsru" in output) == (1, True)
+    code, output = play("--once", "--operator", "demo")
+    assert (code, "leave out --once" in output) == (2, True)
+
+
 def test_the_same_story_with_demo(world):
     app = world.start_app(SMS_OPERATOR="demo", STATUSES_EVERY=0.2, RETRY_AFTER=1)
     assert Browser(world).install(api_key="any").status_code == 200
