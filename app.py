@@ -18,6 +18,7 @@ Replace here: whatever is marked "Replace me"; "Differs from PHP" marks what is 
 Left out on purpose: several portals, a database, receipts pushed by the operator.
 """
 
+import errno
 import fcntl
 import json
 import logging
@@ -261,11 +262,11 @@ def one_pass():
     try:
         with locked("statuses", wait=False):
             for batch in Queue.due(settings, 100):
-                send_unsent(batch, totals)
                 if "portal" not in totals["errors"]:
                     handed_over = [m for m in batch if m["operator_id"] and not m["status"]]
                     ask(handed_over, settings, totals)
                     report([m for m in batch if m["status"]], totals)
+                send_unsent(batch, totals)
     except BlockingIOError:
         return {**totals, "note": "another pass is running"}
     idle = not any(totals.values())
@@ -550,6 +551,7 @@ class CRest:
             settings = CRest.get_setting_data()
             if settings.get("access_token") != expired["access_token"]:
                 return settings
+            CRest.set_setting_data(settings)  # on a full disk the new tokens would be lost
             status, answer = post(OAUTH_URL + "/oauth/token/", {
                 "grant_type": "refresh_token", "refresh_token": settings["refresh_token"],
                 "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET})
@@ -611,7 +613,8 @@ def write(path, data, mtime, put=os.replace):
     whole = json.dumps(data, ensure_ascii=False).encode(errors="replace")
     try:
         with open(aside, "xb", buffering=0) as file:
-            require(file.write(whole) == len(whole), 507, "DISK_FULL: make room in DATA_DIR")
+            if file.write(whole) < len(whole):
+                raise OSError(errno.ENOSPC, "the disk is full")
             os.utime(file.fileno(), (mtime, mtime))
             os.fsync(file.fileno())
         put(aside, path)
@@ -689,7 +692,7 @@ class Queue:
             if state.st_mtime in (0, 1):  # its sender was killed
                 message["doubts"] = int(state.st_mtime) + 1
                 CRest.set_log("in doubt", message_id=message_id)
-            os.utime(file.fileno(), (0, message["doubts"]))
+            os.utime(file.fileno(), (0, min(message["doubts"], 1)))
             os.fsync(file.fileno())
             yield message
 
@@ -698,7 +701,7 @@ class Queue:
         found, now = [], time.time()
         for file in (*os.scandir(QUEUE), *DATA_DIR.glob("*.tmp")):
             with suppress(FileNotFoundError):
-                mtime = file.stat().st_mtime
+                mtime = os.lstat(file).st_mtime
                 if not file.name.endswith(".json"):
                     if now - mtime > (24 * HOUR if file.name.endswith(".tmp") else KEEP):
                         os.unlink(file)

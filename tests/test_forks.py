@@ -126,6 +126,13 @@ def test_what_is_under_way_is_asked_about_again(twilio):
     assert history(twilio, message_id) == ["sent", "delivered"]
 
 
+def test_whoever_answers_in_twilios_place_ends_no_message(twilio):
+    twilio.twilio.trouble = lambda method, path, fields: (403, "<html>Forbidden</html>", {})
+    message_id = send(twilio, TEXT)
+    tried(twilio.app, message_id)
+    assert read(twilio.app, message_id)["status"] == ""
+
+
 @pytest.mark.parametrize(("refusal", "outcome"), [
     ((400, 21211), "failed"), ((400, 21610), "failed"), ((401, 20003), "key"),
     ((400, 21606), "key"), ((429, 20429), "down"), ((429, 63038), "limit"), ((503, 20503), "down"),
@@ -271,10 +278,12 @@ def test_what_is_no_final_status_is_none(careless):
 
 # ---- Receipts pushed by the operator ------------------------------------------------------------
 @pytest.fixture(scope="module")
-def receipts_world():
-    world = World()
+def receipts_world(tmp_path_factory):
+    """DATA_DIR is reached through a link, as it may be."""
+    world, link = World(), tmp_path_factory.mktemp("data") / "link"
+    link.symlink_to(tmp_path_factory.mktemp("real"))
     try:
-        start_fork(world.start(), "receipts")
+        start_fork(world.start(), "receipts", DATA_DIR=link)
         assert install(world).status_code == 200
         yield world
     finally:
@@ -295,7 +304,7 @@ def receipts(receipts_world):
 def push(world, *entries, key=None, app=None):
     """SMS.ru calls back: (operator id, code)s; without a key signed with the right one."""
     data = [f"sms_status\n{one}\n{code}\n{int(time.time())}" for one, code in entries]
-    signed = (key or next(iter(world.smsru.keys))) + "".join(data)
+    signed = (next(iter(world.smsru.keys)) if key is None else key) + "".join(data)
     fields = {f"data[{number}]": entry for number, entry in enumerate(data)}
     fields["hash"] = hashlib.sha256(signed.encode()).hexdigest()
     return requests.post((app or world.app).url + "receipts", fields, timeout=10)
@@ -350,9 +359,11 @@ def test_what_is_not_a_signed_final_receipt_of_ours_changes_nothing(receipts, en
     assert (receipts.app.data / "settings.json").exists()
 
 
-def test_before_the_installation_nobody_signs(world):
+def test_without_a_key_nobody_signs(world):
     start_fork(world, "receipts")
-    assert push(world, ("1", 103), key="", app=world.app).status_code == 403
+    assert push(world, ("1", 103), key="").status_code == 403
+    assert world.portal.fire("ONAPPINSTALL") == 200
+    assert push(world, ("1", 103), key="").status_code == 403
 
 
 def test_the_index_outlives_the_process(receipts):

@@ -194,32 +194,7 @@ def test_what_the_pool_did_not_get_to_is_sent_by_the_next_pass(installed):
     assert set(stored(installed.app)) <= set(ids)
 
 
-# A full disk, a clean stop -----------------------------------------------------------------------
-
-LAUNCHER = """
-import os, resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-os.execv(sys.executable, [sys.executable, {script!r}, *sys.argv[1:]])
-"""
-
-
-def test_a_full_disk_gets_5xx_and_leaves_nothing_behind(world, tmp_path):
-    app = world.new_app(RETRY_AFTER=60, STATUSES_EVERY=0)
-    launcher = tmp_path / "launcher.py"
-    launcher.write_text(LAUNCHER.format(limit=16384, script=str(app.script)))
-    app.script, world.app, world.portal.app_url = launcher, app, app.url
-    app.start()
-    assert install(world).status_code == 200
-    world.smsru.down = True
-    small = send(world, "it fits")
-    message_id, status = world.portal.send_message(PHONE, "x" * 20000)
-    assert 500 <= status < 600
-    assert list(stored(app)) == [small]
-    assert not [one for one in (app.data / "queue").iterdir() if message_id in one.name]
-    until(lambda: not list((app.data / "queue").glob("*.tmp")))
-    after = send(world, "it fits again")
-    assert set(stored(app)) == {small, after}
-
+# A clean stop ------------------------------------------------------------------------------------
 
 def test_sigterm_finishes_what_is_being_sent_and_keeps_the_rest(installed):
     app, gate = installed.app, Gate(installed.smsru, "/sms/send")

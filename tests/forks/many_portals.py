@@ -7,17 +7,17 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from pathlib import Path
 
 from psycopg_pool import ConnectionPool
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, __file__.rpartition("/tests/")[0])
 import app
 
 TABLES = """SELECT pg_advisory_xact_lock(1);
 CREATE TABLE IF NOT EXISTS settings (member_id text PRIMARY KEY, secret text UNIQUE, data json);
 CREATE TABLE IF NOT EXISTS messages (member_id text REFERENCES settings ON DELETE CASCADE,
     message_id text, due float8, data json, PRIMARY KEY (member_id, message_id))"""
+app.logging.getLogger("psycopg.pool").disabled = True  # it quotes a mistyped URL, and its password
 
 
 def alive(db):
@@ -28,9 +28,10 @@ def alive(db):
         raise
 
 
-DATABASE = ConnectionPool(
-    app.env("DATABASE_URL"), kwargs={"autocommit": True}, min_size=1, max_size=20, open=False,
-    configure=lambda db: db.execute(TABLES), check=alive)
+DATABASE = ConnectionPool(  # a lost database is looked for each 5 seconds
+    app.env("DATABASE_URL"), kwargs={"autocommit": True}, min_size=1, max_size=24, open=False,
+    reconnect_timeout=5, configure=lambda db: db.execute(TABLES), check=alive)
+PASSES = threading.BoundedSemaphore(8)  # each holds a connection, so do 8 senders: 8 are left
 TAKEN = threading.local()  # .db: the connection this thread has
 OURS = {"operator": app.SMS_OPERATOR, "code": app.SENDER_CODE}
 PORTAL = ContextVar("PORTAL", default="")  # member_id of the portal that is worked for
@@ -77,19 +78,19 @@ def pick():
 
 
 def every_pass(one_pass=app.one_pass):
-    """Of the portal that /statuses?key=... picked, or of all, so that none holds up the others."""
+    """Of the portal that /statuses?key=... picked, or of all; started by cron none holds up the next."""
     if PORTAL.get():
-        return one_pass()
+        with PASSES:
+            return one_pass()
     with ThreadPoolExecutor(4) as pool:
-        each = list(pool.map(lambda row: PORTAL.set(row[0]) and one_pass(),
+        each = list(pool.map(lambda row: PORTAL.set(row[0]) and every_pass(),
                              sql("SELECT member_id FROM settings ORDER BY random()")))
     whole = {name: sum(one[name] for one in each) for name in ("sent", *app.FINAL, "waiting")}
     return {**whole, "errors": {k: v for one in each for k, v in one["errors"].items()}}
 
 
 def get_setting_data():
-    found = sql("SELECT data FROM settings WHERE member_id = %s", PORTAL.get())
-    return found[0][0] if found else {}
+    return (sql("SELECT data FROM settings WHERE member_id = %s", PORTAL.get()) or [[{}]])[0][0]
 
 
 def set_setting_data(settings):
@@ -142,8 +143,7 @@ class Queue:
         """An uninstalled portal's settings took its messages along."""
 
 
-application = app.application
 app.CRest.get_setting_data, app.CRest.set_setting_data = get_setting_data, set_setting_data
-app.Queue, app.locked, app.one_pass = Queue, locked, every_pass
+app.Queue, app.locked, app.one_pass, application = Queue, locked, every_pass, app.application
 if __name__ == "__main__":
     app.main(*sys.argv[1:2])

@@ -30,7 +30,8 @@ class Twilio:
         status, answer = app.post(f"{URL}{sid}{path}.json", fields, method, auth=(sid, token))
         if answer.get("error") == "no_answer" or status == 504:  # it may have got through
             return unsure, ""
-        code, other = answer.get("code"), "failed" if 400 <= status < 500 else "down"
+        code = answer.get("code")  # without it, it is not Twilio who answers
+        other = "failed" if code and 400 <= status < 500 else "down"
         return ("", answer) if 200 <= status < 300 else (CODES.get(code, other), str(code))
 
     def check(settings):
