@@ -15,10 +15,9 @@ operator what became of it and report that back.
     (operator's API)                            class Demo, class SmsRu
 
 Replace here: whatever is marked "Replace me"; "Differs from PHP" marks what is not as in PHP.
-Left out on purpose: several portals, a database, receipts pushed by the operator.
+Left out on purpose, but in tests/forks/: several portals, a database, pushed receipts.
 """
 
-import errno
 import fcntl
 import json
 import logging
@@ -191,7 +190,8 @@ def handler():
                "tries": 0, "doubts": 0, "operator_id": "", "sent": 0, "status": ""}
     with suppress(FileExistsError):  # it waits already
         Queue.put(message, time.time() + RETRY_AFTER)
-        POOL.submit(copy_context().run, send, message["message_id"])
+        sending = POOL.submit(copy_context().run, send, message["message_id"])
+        sending.add_done_callback(complain)
     CRest.set_log("handler", fields=list(filter(NAME.fullmatch, sorted(fields))))  # PHP's dump
     return {"result": True}
 
@@ -593,7 +593,7 @@ class CRest:
             mend = json.loads(path.read_text("utf-8"))
             path.unlink()
         except OSError as error:
-            mend.append(f"Let this user write to DATA_DIR: {error.strerror}.")
+            mend.append(f"Let this user write to DATA_DIR: {error.strerror or error}.")
         return mend
 
 
@@ -614,7 +614,7 @@ def write(path, data, mtime, put=os.replace):
     try:
         with open(aside, "xb", buffering=0) as file:
             if file.write(whole) < len(whole):
-                raise OSError(errno.ENOSPC, "the disk is full")
+                raise OSError("the disk is full")
             os.utime(file.fileno(), (mtime, mtime))
             os.fsync(file.fileno())
         put(aside, path)
@@ -846,13 +846,17 @@ class Connection(WSGIRequestHandler):
         sys.stderr.write(f"{time.strftime('%F %T')} {path!r} {words[-2]}\n")
 
 
+def complain(work):
+    """What goes wrong in a thread must be seen somewhere: in the output."""
+    if not work.cancelled() and work.exception():
+        logging.getLogger("app").error("in a thread", exc_info=work.exception())
+
+
 def passes():
     """In a thread of its own, so that a burst in POOL does not hold it up."""
     worker = ThreadPoolExecutor(1)
     while not STOP.wait(STATUSES_EVERY or None):
-        error = worker.submit(one_pass).exception()
-        if error:
-            CRest.set_log("statuses", error=type(error).__name__)
+        complain(worker.submit(one_pass))
 
 
 def main(command=""):

@@ -190,7 +190,7 @@ def test_nothing_of_the_account_is_in_the_log(twilio):
 
 
 # ---- The README's operator, and one with mistakes -----------------------------------------------
-def with_operator(world, folder, name, lines):
+def with_operator(world, folder, name, lines, **env):
     """The app as somebody's fork has it: a class above OPERATORS, its name in the table."""
     source = (ROOT / "app.py").read_text("utf-8")
     table = 'OPERATORS = {"demo": Demo, '
@@ -198,7 +198,7 @@ def with_operator(world, folder, name, lines):
     forked = source.replace(table, f'{lines}\n\n\n{table}"{name.lower()}": {name}, ')
     (folder / "app.py").write_text(forked, "utf-8")
     (folder / "views").symlink_to(ROOT / "views")
-    start_fork(world, folder / "app.py", SMS_OPERATOR=name.lower())
+    start_fork(world, folder / "app.py", SMS_OPERATOR=name.lower(), **env)
 
 
 class Acme(Party):
@@ -241,10 +241,11 @@ def test_the_operator_of_the_readme_works_as_it_is_written(acme):
 CARELESS = """
 class Careless(Demo):
     def send(settings, message):
-        return {"unknown": ("ok", "1"), "nothing": None, "good": ("sent", 158)}[message["text"]]
+        return {"unknown": ("ok", "1"), "nothing": None, "good": ("sent", 158),
+                "bad": ("sent", "bad")}[message["text"]]
 
     def statuses(settings, ids):
-        return "", dict.fromkeys(ids, "sent")
+        return "", {one: {"158": "sent"}[one] for one in ids}
 """
 
 
@@ -265,6 +266,15 @@ def test_a_mistake_in_send_is_a_doubt_tried_once_more_never_more_often(careless,
     outcomes = [line["outcome"] for line in logged(careless.app, "send", message_id)]
     assert outcomes == ["in doubt", "in doubt", "gave up"]
     assert history(careless, message_id) == ["sent", "failed"]
+
+
+def test_a_mistake_in_statuses_is_seen_in_the_output_and_the_message_waits(world, tmp_path):
+    with_operator(world, tmp_path, "Careless", CARELESS.strip(), STATUSES_EVERY=0.2)
+    assert install(world).status_code == 200
+    message_id = send(world, "bad")
+    until(lambda: "KeyError: 'bad'" in world.app.output())
+    assert read(world.app, message_id)["operator_id"] == "bad"
+    assert world.app.running
 
 
 def test_what_is_no_final_status_is_none(careless):
