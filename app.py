@@ -314,12 +314,13 @@ def report(batch, totals):
         "CODE": SENDER_CODE, "MESSAGE_ID": m["message_id"], "STATUS": m["status"]}) for m in batch})
     for message in batch:
         name = message["message_id"]
-        refused = mapping(answer, "result_error", name).get("error")
-        error = code_of(refused or answer.get("error", "lost"))
         if name in answer["result"]:
             totals[message["status"]] += 1
             Queue.remove(message)
-        elif error in CRest.NEVER or time.time() - message["received"] > KEEP:
+            continue
+        refused = mapping(answer, "result_error", name).get("error")
+        error = code_of(refused or answer.get("error", "lost"))
+        if error in CRest.NEVER or time.time() - message["received"] > KEEP:
             CRest.set_log("dropped", message_id=name, error=error)
             Queue.remove(message)
         else:  # the status is kept: the operator is not asked again
@@ -663,10 +664,11 @@ class Queue:
         """On disk when this returns. FileExistsError: a message of this id waits already."""
         write(Queue.path(message), message, due, os.link)
 
-    def read(path, settings, file=None):
+    def read(path, settings):
         """Out: the message, or None if it is gone or not ours. What can't be read is set aside."""
         try:
-            message = json.loads(file.read() if file else Path(path).read_bytes())
+            with open(path, "rb", buffering=0) as file:
+                message = json.loads(file.read())
             "".join([message[name] for name in ("to", "text", "operator_id", "status")])  # raises
             sum(message[name] for name in ("received", "sent", "tries", "doubts"))
             owner = [message[name] for name in ("member_id", "operator", "code")]
@@ -686,7 +688,7 @@ class Queue:
         with open(path, "r+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             state = os.fstat(file.fileno())
-            message = os.path.samestat(os.stat(path), state) and Queue.read(path, settings, file)
+            message = os.path.samestat(os.stat(path), state) and Queue.read(path, settings)
             if not message or message["operator_id"] or message["status"]:
                 raise BlockingIOError("somebody else had it")
             if state.st_mtime in (0, 1):  # its sender was killed
@@ -725,7 +727,8 @@ class Queue:
             os.utime(Queue.path(message), (due, due))
 
     def remove(message):
-        Path(Queue.path(message)).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(Queue.path(message))
 
     def waiting():
         return sum(name.endswith(".json") for name in os.listdir(QUEUE))

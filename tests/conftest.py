@@ -17,11 +17,8 @@ if hasattr(os, "geteuid") and os.geteuid() == 0:
 def world():
     """A fresh portal, OAuth server and SMS.ru, without the app."""
     from portal import World
-    world = World()
-    try:
-        yield world.start()
-    finally:
-        world.stop()
+    with World() as world:
+        yield world
 
 
 @pytest.fixture

@@ -179,6 +179,11 @@ class World:
         self.portals[-1].app_url = self.portal.app_url
         return self.portals[-1]
 
+    __enter__ = start
+
+    def __exit__(self, *_):
+        self.stop()
+
     def stop(self):
         for app in self.apps:
             app.close()

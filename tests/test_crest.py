@@ -41,12 +41,9 @@ def send(world, count=1, message_id=None):
 
 @pytest.fixture(scope="module")
 def shared():
-    world = World()
-    try:
-        world.start().start_app(RETRY_AFTER=1, STATUSES_EVERY=0)
+    with World() as world:
+        world.start_app(RETRY_AFTER=1, STATUSES_EVERY=0)
         yield world
-    finally:
-        world.stop()
 
 
 @pytest.fixture

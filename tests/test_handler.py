@@ -28,13 +28,10 @@ RIGHT = object()  # stands for the secret of the registered address
 @pytest.fixture(scope="module")
 def shop():
     """One installed world for the tables; each row brings a text or a message_id of its own."""
-    world = World()
-    try:
-        world.start().start_app(RETRY_AFTER=60, STATUSES_EVERY=0)
+    with World() as world:
+        world.start_app(RETRY_AFTER=60, STATUSES_EVERY=0)
         assert install(world).status_code == 200
         yield world
-    finally:
-        world.stop()
 
 
 def post(world, fields, key=RIGHT, body=None):

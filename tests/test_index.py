@@ -23,12 +23,9 @@ def visible(page):
 
 @pytest.fixture(scope="module")
 def shared():
-    world = World()
-    try:
-        world.start().start_app(RETRY_AFTER=1, STATUSES_EVERY=0)
+    with World() as world:
+        world.start_app(RETRY_AFTER=1, STATUSES_EVERY=0)
         yield world
-    finally:
-        world.stop()
 
 
 @pytest.fixture

@@ -13,12 +13,9 @@ EVENTS = ["ONAPPUNINSTALL", "ONAPPUPDATE"]
 @pytest.fixture(scope="module")
 def shared():
     """One running app for all tests that need no other variables; see `reset`."""
-    world = World()
-    try:
-        world.start().start_app(RETRY_AFTER=1, STATUSES_EVERY=0)
+    with World() as world:
+        world.start_app(RETRY_AFTER=1, STATUSES_EVERY=0)
         yield world
-    finally:
-        world.stop()
 
 
 def reset(world):

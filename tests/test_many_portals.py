@@ -239,17 +239,13 @@ def test_the_story_comes_true_in_the_database(world, server):
 @pytest.fixture(scope="module")
 def two_world(server):
     """Two portals, each with its operator's key and its tokens, at three processes."""
-    world = World()
-    try:
-        with database(server) as url:
-            world.start().store = Rows(url)
-            world.first, world.second, world.stranger = world.portal, world.another_portal(), None
-            world.smsru.keys.add(OTHER_KEY)
-            for _ in range(3):
-                world.store.start(world, RETRY_AFTER=0.5)
-            yield world
-            world.stop()
-    finally:
+    with World() as world, database(server) as url:
+        world.store = Rows(url)
+        world.first, world.second, world.stranger = world.portal, world.another_portal(), None
+        world.smsru.keys.add(OTHER_KEY)
+        for _ in range(3):
+            world.store.start(world, RETRY_AFTER=0.5)
+        yield world
         world.stop()
 
 

@@ -57,25 +57,19 @@ def test_demo_takes_any_key_but_an_empty_one(key, status, demo):
 
 @pytest.fixture(scope="module")
 def demo():
-    world = World()
-    try:
-        world.start().start_app(SMS_OPERATOR="demo", STATUSES_EVERY=0)
+    with World() as world:
+        world.start_app(SMS_OPERATOR="demo", STATUSES_EVERY=0)
         yield world
-    finally:
-        world.stop()
 
 
 # smsru -------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def one_world():
-    world = World()
-    try:
-        world.start().start_app(RETRY_AFTER=60, STATUSES_EVERY=0)
+    with World() as world:
+        world.start_app(RETRY_AFTER=60, STATUSES_EVERY=0)
         assert install(world).status_code == 200
         yield world
-    finally:
-        world.stop()
 
 
 @pytest.fixture

@@ -142,13 +142,10 @@ def cut(world, times):
 
 @pytest.fixture(scope="module")
 def one_world():
-    world = World()
-    try:
-        world.start().start_app(RETRY_AFTER=0.2, STATUSES_EVERY=0)
+    with World() as world:
+        world.start_app(RETRY_AFTER=0.2, STATUSES_EVERY=0)
         assert install(world).status_code == 200
         yield world
-    finally:
-        world.stop()
 
 
 @pytest.fixture

@@ -26,16 +26,13 @@ class Catcher(Party):
 @pytest.fixture(scope="module")
 def home():
     """One installed app for all tests that must change nothing."""
-    world = World()
-    try:
-        world.start().start_app(RETRY_AFTER=1, STATUSES_EVERY=0)
+    with World() as world:
+        world.start_app(RETRY_AFTER=1, STATUSES_EVERY=0)
         assert install(world).status_code == 200
         world.handler = world.portal.senders["fastsms"]["HANDLER"]
         world.key = world.handler.partition("key=")[2]
         world.elsewhere = world.another_portal()
         yield world
-    finally:
-        world.stop()
 
 
 @pytest.fixture

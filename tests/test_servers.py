@@ -53,16 +53,12 @@ def alive(pid):
 @pytest.fixture(scope="module", params=SERVERS)
 def one_world(request):
     """The app installed under one of the servers; passes are cron's."""
-    world = World()
-    try:
-        world.start()
+    with World() as world:
         world.app = Served(world, request.param, RETRY_AFTER=0.5)
         world.apps.append(world.app)
         world.portal.app_url = world.app.start().url
         assert install(world).status_code == 200
         yield world
-    finally:
-        world.stop()
 
 
 @pytest.fixture

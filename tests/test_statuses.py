@@ -36,13 +36,10 @@ UPDATE = "messageservice.message.status.update"
 
 @pytest.fixture(scope="module")
 def one_world():
-    world = World()
-    try:
-        world.start().start_app(RETRY_AFTER=100, STATUSES_EVERY=0)
+    with World() as world:
+        world.start_app(RETRY_AFTER=100, STATUSES_EVERY=0)
         assert install(world).status_code == 200
         yield world
-    finally:
-        world.stop()
 
 
 @pytest.fixture
