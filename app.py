@@ -56,7 +56,7 @@ VIEWS = [str(HERE / "views")]
 CLIENT_ID, CLIENT_SECRET = env("C_REST_CLIENT_ID"), env("C_REST_CLIENT_SECRET")
 MISSING = [name for name in ("C_REST_CLIENT_ID", "C_REST_CLIENT_SECRET") if not env(name)]
 DATA_DIR = env("DATA_DIR", HERE / "data")  # a folder of its own: it becomes 0700
-QUEUE, SETTINGS = DATA_DIR / "queue", f"{DATA_DIR}/settings.json"
+QUEUE, SETTINGS = DATA_DIR / "queue", DATA_DIR / "settings.json"
 LOGS_DIR = env("C_REST_LOGS_DIR", DATA_DIR / "logs")
 OAUTH_URL = env("OAUTH_URL", "https://oauth.bitrix24.tech").rstrip("/")
 BX24_JS_URL = env("BX24_JS_URL", "https://api.bitrix24.com/api/v1/")
@@ -71,8 +71,8 @@ SMSRU_URL, SMSRU_TEST = env("SMSRU_URL", "https://sms.ru").rstrip("/"), env("SMS
 
 # Replace me: the sender as users see it in Bitrix24 (the pages' texts are in views/)
 SENDER_CODE, SENDER_NAME = env("SENDER_CODE", "fastsms"), "Provider FastSms"
-DEMO = " (demo: nothing is sent)"  # behind the name, as long as the operator is Demo
 SENDER_DESCRIPTION = {"en": "Description sms provider", "ru": "Описание SMS-провайдера"}
+DEMO = " (demo: nothing is sent)"  # behind the name, as long as the operator is Demo
 
 HOUR, KEEP = 3600, 14 * 24 * 3600  # seconds; no message is kept longer than KEEP
 MAX_BODY, MAX_ANSWER = 100 * 1024, 1024 * 1024  # bytes that come in, bytes of an answer
@@ -190,14 +190,14 @@ def handler():
                "tries": 0, "doubts": 0, "operator_id": "", "sent": 0, "status": ""}
     with suppress(FileExistsError):  # it waits already
         Queue.put(message, time.time() + RETRY_AFTER)
+        # In the request's context: a fork may keep there which portal it is for
         sending = POOL.submit(copy_context().run, send, message["message_id"])
         sending.add_done_callback(complain)
-    CRest.set_log("handler", fields=list(filter(NAME.fullmatch, sorted(fields))))  # PHP's dump
+    CRest.set_log("handler", fields=list(filter(NAME.fullmatch, sorted(fields))))
     return {"result": True}
 
 
-NAME = re.compile(r"[A-Za-z_]+(\[\w{1,20}\])*")  # of a field, as far as it may be logged
-
+NAME = re.compile(r"[A-Za-z_]+(\[\w{1,20}\])*")  # PHP dumps all; we log the names of fields
 # What an outcome means: a final status, a pause in seconds; None: a pause that doubles
 OUTCOMES = {"sent": ("", 0), "got through": ("sent", 0), "failed": ("failed", 0),
             "gave up": ("failed", 0), **dict.fromkeys(("limit", "later", "repeated"), ("", HOUR)),
@@ -298,8 +298,8 @@ def ask(batch, settings, totals):
     for message in batch:
         age = max(0, time.time() - message["sent"])
         old = "undelivered" if age > GIVE_UP_WAITING * HOUR else ""
-        found_out = found.get(message["operator_id"])
-        message["status"] = found_out if found_out in FINAL else old
+        status = found.get(message["operator_id"])
+        message["status"] = status if status in FINAL else old
         if not message["status"]:  # the older a message, the less often it is asked about
             Queue.postpone(message, time.time() + min(age / 10, HOUR))
 
@@ -468,8 +468,8 @@ class CRest:
     def get_setting_data():
         """Replace me: read the settings from your store. Out: {} before the installation."""
         with suppress(FileNotFoundError, NotADirectoryError):
-            now = os.stat(SETTINGS)
-            return dict(settings_file(now.st_ino, now.st_mtime_ns))
+            file = SETTINGS.stat()
+            return dict(settings_file(file.st_ino, file.st_mtime_ns))
         return {}
 
     def set_setting_data(settings):
@@ -629,7 +629,7 @@ def write(path, data, mtime, put=os.replace):
 @lru_cache(maxsize=1)
 def settings_file(inode, mtime):
     """Read again when it is another file, as after each write()."""
-    return json.loads(Path(SETTINGS).read_bytes())
+    return json.loads(SETTINGS.read_bytes())
 
 
 @lru_cache(maxsize=1)
@@ -657,12 +657,12 @@ class Queue:
     next one finds that mtime without a lock, and knows that the operator may have the message.
     """
 
-    def path(message):
-        return f"{QUEUE}/{message['message_id']}.json"
+    def path(message_id):
+        return f"{QUEUE}/{message_id}.json"
 
     def put(message, due):
         """On disk when this returns. FileExistsError: a message of this id waits already."""
-        write(Queue.path(message), message, due, os.link)
+        write(Queue.path(message["message_id"]), message, due, os.link)
 
     def read(path, settings):
         """Out: the message, or None if it is gone or not ours. What can't be read is set aside."""
@@ -673,7 +673,7 @@ class Queue:
             sum(message[name] for name in ("received", "sent", "tries", "doubts"))
             owner = [message[name] for name in ("member_id", "operator", "code")]
             ours = owner == [settings.get("member_id"), SMS_OPERATOR, SENDER_CODE]
-            return message if ours and Queue.path(message) == path else None
+            return message if ours and Queue.path(message["message_id"]) == path else None
         except FileNotFoundError:
             return None
         except (ValueError, LookupError, TypeError, RecursionError, IsADirectoryError,
@@ -684,7 +684,7 @@ class Queue:
     @contextmanager
     def claim(message_id, settings):
         """Out: the message, ours alone. BlockingIOError, FileNotFoundError: it is not to be sent"""
-        path = Queue.path({"message_id": message_id})
+        path = Queue.path(message_id)
         with open(path, "r+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             state = os.fstat(file.fileno())
@@ -719,16 +719,16 @@ class Queue:
     def record(message, due):
         """Replaces the message; never brings one back that clear() took away meanwhile."""
         with suppress(FileNotFoundError):
-            write(Queue.path(message), message, due, lambda aside, path: (
+            write(Queue.path(message["message_id"]), message, due, lambda aside, path: (
                 os.path.exists(path) and os.replace(aside, path)))
 
     def postpone(message, due):
         with suppress(FileNotFoundError):
-            os.utime(Queue.path(message), (due, due))
+            os.utime(Queue.path(message["message_id"]), (due, due))
 
     def remove(message):
         with suppress(FileNotFoundError):
-            os.unlink(Queue.path(message))
+            os.unlink(Queue.path(message["message_id"]))
 
     def waiting():
         return sum(name.endswith(".json") for name in os.listdir(QUEUE))
