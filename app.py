@@ -402,6 +402,7 @@ ZONE = re.compile(r"https://[\w-]+(\.[\w-]+\.[\w.-]+)(:\d+)?/|" + LOOPBACK.patte
 HTTP = requests.Session()  # connects with the first request; tries again when nothing was sent
 HTTP.mount("http", requests.adapters.HTTPAdapter(max_retries=urllib3.Retry(
     connect=2, read=False, status=False, other=False, backoff_factor=0.3)))
+HTTP.get_redirect_target = lambda answer: None  # not even looked at: call_curl() knows one case
 
 
 def post(url, fields=None, method="POST", **more):
@@ -412,17 +413,16 @@ def post(url, fields=None, method="POST", **more):
     """
     if not SECURE.match(url):
         return 0, {"error": "unreachable"}
-    got = answer = None
+    answer = None
     try:
-        with HTTP.request(method, url, data=fields, timeout=TIMEOUT, allow_redirects=False,
-                          stream=True, **more) as got:
+        got = HTTP.request(method, url, data=fields, timeout=TIMEOUT, stream=True, **more)
+        with got, suppress(ValueError, RecursionError):  # HTML, or nothing that JSON knows
             answer = json.loads(got.raw.read(MAX_ANSWER, decode_content=True))
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         unsent = error.args and isinstance(error.args[0], urllib3.exceptions.MaxRetryError)
+        if isinstance(error, requests.exceptions.SSLError):  # it may come after the request
+            unsent = "CERTIFICATE_VERIFY_FAILED" in str(error)
         return 0, {"error": "unreachable" if unsent else "no_answer"}
-    except (ValueError, RecursionError):  # HTML, or nothing that JSON knows
-        if got is None:  # a Location that is no address
-            return 0, {"error": "no_answer"}
     if not isinstance(answer, dict) or 300 <= got.status_code < 400:
         answer = {"error": f"HTTP_{got.status_code}", "location": got.headers.get("Location", "")}
     if "error" in answer:
