@@ -23,7 +23,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import signal
 import sys
 import threading
@@ -32,9 +31,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from functools import lru_cache
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from secrets import compare_digest, token_hex, token_urlsafe
-from socketserver import ThreadingMixIn
 from urllib.parse import parse_qsl, urlencode
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -191,8 +190,7 @@ def handler():
     with suppress(FileExistsError):  # it waits already
         Queue.put(message, time.time() + RETRY_AFTER)
         # In the request's context: a fork may keep there which portal it is for
-        sending = POOL.submit(copy_context().run, send, message["message_id"])
-        sending.add_done_callback(complain)
+        POOL.submit(copy_context().run, complain, send, message["message_id"])
     CRest.set_log("handler", fields=list(filter(NAME.fullmatch, sorted(fields))))
     return {"result": True}
 
@@ -210,13 +208,10 @@ def send(message_id):
     """Hand one waiting message to the operator. Out: "sent", or what is in the way."""
     settings, now, outcome = CRest.get_setting_data(), time.time(), "busy"
     with suppress(BlockingIOError, FileNotFoundError), Queue.claim(message_id, settings) as message:
-        try:
-            keys = operator_settings(settings)
-            outcome, answer = hopeless(message) or OPERATOR.send(keys, message)
-            assert outcome in OUTCOMES, outcome
-        except Exception:  # a mistake in an operator: who knows what it has done
-            logging.getLogger("app").exception("OPERATOR.send")
-            outcome, answer = "in doubt", "see the traceback"
+        keys = operator_settings(settings)
+        outcome, answer = hopeless(message) or complain(OPERATOR.send, keys, message) or (None, "")
+        if outcome not in OUTCOMES:  # a mistake in an operator: who knows what it has done
+            outcome, answer = "in doubt", "a mistake in the operator's class"
         if outcome in ("repeat", "repeated") and message["doubts"]:
             outcome = "got through"  # the operator knows the message: the first try was accepted
         message["status"], pause = OUTCOMES[outcome]
@@ -263,10 +258,9 @@ def one_pass():
         with locked("statuses", wait=False):
             for batch in Queue.due(settings, 100):
                 if "portal" not in totals["errors"]:
-                    handed_over = [m for m in batch if m["operator_id"] and not m["status"]]
-                    ask(handed_over, settings, totals)
+                    ask([m for m in batch if m["operator_id"] and not m["status"]], totals)
                     report([m for m in batch if m["status"]], totals)
-                send_unsent(batch, totals)
+                send_unsent([m for m in batch if not m["operator_id"] + m["status"]], totals)
     except BlockingIOError:
         return {**totals, "note": "another pass is running"}
     idle = not any(totals.values())
@@ -281,18 +275,18 @@ def one_pass():
 def send_unsent(batch, totals):
     """What the pool did not get to, what must be tried again, and what has waited too long."""
     for message in batch:
-        unsent = not message["operator_id"] and not message["status"]
-        if unsent and ("operator" not in totals["errors"] or hopeless(message)):
+        if "operator" not in totals["errors"] or hopeless(message):
             outcome = send(message["message_id"])
             totals["sent"] += outcome == "sent"
             if outcome in ACCOUNT_TROUBLE:
                 totals["errors"]["operator"] = outcome
 
 
-def ask(batch, settings, totals):
+def ask(batch, totals):
     """Ask the operator what became of them, in one request."""
     ids = sorted({message["operator_id"] for message in batch})
-    trouble, found = OPERATOR.statuses(operator_settings(settings), ids) if ids else ("", {})
+    keys = operator_settings(CRest.get_setting_data())
+    trouble, found = OPERATOR.statuses(keys, ids) if ids else ("", {})
     if trouble:
         totals["errors"]["operator"] = trouble
     for message in batch:
@@ -305,27 +299,22 @@ def ask(batch, settings, totals):
 
 
 def report(batch, totals):
-    """Tell Bitrix24; what it took, or never will, leaves the queue.
-
-    ("messageservice.message.status.update")
-    """
-    method = "messageservice.message.status.update"
-    answer = CRest.call_batch({m["message_id"]: (method, {
+    """Tell Bitrix24; what it took, or never will, leaves the queue."""
+    answer = CRest.call_batch({m["message_id"]: ("messageservice.message.status.update", {
         "CODE": SENDER_CODE, "MESSAGE_ID": m["message_id"], "STATUS": m["status"]}) for m in batch})
     for message in batch:
         name = message["message_id"]
-        if name in answer["result"]:
-            totals[message["status"]] += 1
-            Queue.remove(message)
-            continue
         refused = mapping(answer, "result_error", name).get("error")
         error = code_of(refused or answer.get("error", "lost"))
-        if error in CRest.NEVER or time.time() - message["received"] > KEEP:
+        if name in answer["result"]:
+            totals[message["status"]] += 1
+        elif error in CRest.NEVER or time.time() - message["received"] > KEEP:
             CRest.set_log("dropped", message_id=name, error=error)
-            Queue.remove(message)
         else:  # the status is kept: the operator is not asked again
             totals["errors"]["portal"] = error + f": {PRESS_SAVE}" * (error in CRest.TOKENS)
             Queue.record(message, time.time() + RETRY_AFTER)
+            continue
+        Queue.remove(message)
 
 
 # ---- checkserver.php ----------------------------------------------------------------------------
@@ -604,8 +593,6 @@ with suppress(OSError):  # checkserver tells
     for folder in (DATA_DIR, QUEUE, LOGS_DIR):
         folder.mkdir(parents=True, exist_ok=True)
     DATA_DIR.chmod(0o700)  # it may come from git, readable by all
-    for old in DATA_DIR.glob("old-*"):  # what a killed Queue.clear() left
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def write(path, data, mtime, put=os.replace):
@@ -620,7 +607,8 @@ def write(path, data, mtime, put=os.replace):
             os.fsync(file.fileno())
         put(aside, path)
     finally:
-        Path(aside).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(aside)
         folder = os.open(os.path.dirname(path), os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
@@ -734,10 +722,10 @@ class Queue:
         return sum(name.endswith(".json") for name in os.listdir(QUEUE))
 
     def clear():
-        """Move the folder away first: what record() has begun to write there, moves along."""
-        old = QUEUE.rename(DATA_DIR / f"old-{token_hex(8)}")
-        QUEUE.mkdir()
-        shutil.rmtree(old)
+        """Until nothing is left: what record() has begun to write must not come back."""
+        while left := list(QUEUE.iterdir()):
+            for path in left:
+                path.unlink(missing_ok=True)
 
 
 # ---- Operators: Demo, SmsRu ---------------------------------------------------------------------
@@ -784,18 +772,17 @@ class SmsRu:
                "ru": ("Ключ API", "api_id из настроек личного кабинета SMS.ru")},)
 
     def request(path, settings, unsure="down", **fields):
-        fields.update(api_id=settings["api_key"], json=1)
-        status, answer = post(SMSRU_URL + path, fields)
+        status, answer = post(SMSRU_URL + path, dict(fields, api_id=settings["api_key"], json=1))
         if answer.get("error") == "no_answer" or status == 504:  # it may have got through
             return unsure, ""
         return ("", answer) if answer.get("status") == "OK" else SmsRu.outcome(answer)
 
-    def outcome(entry):
+    def outcome(entry, unsure="down"):
         code = str(entry.get("status_code"))
         words = entry.get("status_text") if code in ("204", "214", "221", "550") else ""
         known = entry.get("status") in ("OK", "ERROR")
         note = f"{code} " + re.sub(r"\S*\d\S*|\S{25,}", "…", str(words))[:100]
-        return SMSRU_CODES.get(code, "failed") if known else "down", note
+        return SMSRU_CODES.get(code, "failed") if known else unsure, note
 
     def check(settings):
         return SmsRu.request("/auth/check", settings)
@@ -806,17 +793,15 @@ class SmsRu:
                                         msg=message["text"], test=SMSRU_TEST or None)
         if trouble:
             return trouble, answer
-        entry = next(iter(mapping(answer, "sms").values()), None)  # the only one, whatever its key
-        if not isinstance(entry, dict):
-            return "in doubt", ""
+        entries = mapping(answer, "sms")
+        entry = mapping(entries, *list(entries)[:1])  # the only one, whatever its key
         sent = entry.get("status") == "OK"
-        return ("sent", entry.get("sms_id")) if sent else SmsRu.outcome(entry)
+        return ("sent", entry.get("sms_id")) if sent else SmsRu.outcome(entry, "in doubt")
 
     def statuses(settings, ids):
         trouble, answer = SmsRu.request("/sms/status", settings, sms_id=",".join(ids))
-        entries = {i: mapping(answer, "sms", i) for i in ids}
-        found = {i: SmsRu.outcome(e)[0] for i, e in entries.items() if e.get("status") == "OK"}
-        return trouble, {i: status for i, status in found.items() if status in FINAL}
+        told = {i: mapping(answer, "sms", i) for i in ids}
+        return trouble, {i: SmsRu.outcome(e)[0] for i, e in told.items() if e.get("status") == "OK"}
 
 
 OPERATORS = {"demo": Demo, "smsru": SmsRu}
@@ -832,9 +817,8 @@ def operator_settings(settings):
 POOL = ThreadPoolExecutor(8)  # its threads start with the first message
 
 
-class Server(ThreadingMixIn, WSGIServer):
+class Server(WSGIServer, ThreadingHTTPServer):  # its threads do not hold up the end
     request_queue_size = 1024  # Bitrix24 may call a thousand times at once
-    daemon_threads = True  # a silent connection does not hold up the end
 
     def handle_error(self, *_):
         """The other side went away, or kept silent for 30 seconds."""
@@ -849,17 +833,18 @@ class Connection(WSGIRequestHandler):
         sys.stderr.write(f"{time.strftime('%F %T')} {path!r} {words[-2]}\n")
 
 
-def complain(work):
-    """What goes wrong in a thread must be seen somewhere: in the output."""
-    if not work.cancelled() and work.exception():
-        logging.getLogger("app").error("in a thread", exc_info=work.exception())
+def complain(work, *args):
+    """What goes wrong in a thread must be seen somewhere: in the output. Out: None then."""
+    try:
+        return work(*args)
+    except Exception:
+        logging.getLogger("app").exception(work.__qualname__)
 
 
 def passes():
     """In a thread of its own, so that a burst in POOL does not hold it up."""
-    worker = ThreadPoolExecutor(1)
     while not STOP.wait(STATUSES_EVERY or None):
-        complain(worker.submit(one_pass))
+        complain(one_pass)
 
 
 def main(command=""):
