@@ -391,3 +391,31 @@ def test_a_database_that_was_away_is_found_again(two):
         assert write(two, two.second, number, "after")
     until(lambda: every_pass(two, two.app)["waiting"] == 0)
     assert received(two, "after") == 6
+
+
+SILENT = """INSERT INTO settings SELECT 'silent' || n, 'key' || n, (data::jsonb ||
+jsonb_build_object('member_id', 'silent' || n, 'handler_key', 'key' || n))::json
+FROM settings, generate_series(1, 30) n WHERE member_id = %s"""
+TOLD = """INSERT INTO messages SELECT member_id, 'm', 2, json_build_object('message_id', 'm',
+'member_id', member_id, 'operator', 'smsru', 'code', 'fastsms', 'received', 0, 'to', '', 'text', '',
+'tries', 1, 'doubts', 0, 'operator_id', '', 'sent', 1, 'status', 'delivered')
+FROM settings WHERE member_id LIKE 'silent%%'"""
+
+
+def test_silent_portals_leave_connections_for_the_handler(two):
+    """30 portals whose passes wait for an answer; each pass holds one of 24 connections."""
+    two.store.sql(SILENT, two.second.member_id)
+    two.store.sql(TOLD)
+    gate = Gate(two.second, "batch.json")
+    with ThreadPoolExecutor(30) as pool:
+        for number in range(1, 31):
+            pool.submit(requests.get, f"{two.app.url}statuses?key=key{number}", timeout=60)
+        until(lambda: len(gate.asked) >= 8, message="the passes do not come")
+        began = time.monotonic()
+        answered = [write(two, two.first, 3 * number, "now") for number in range(20)]
+        took = time.monotonic() - began
+        gate.open.set()
+    two.second.trouble = None
+    two.store.sql("DELETE FROM settings WHERE member_id LIKE 'silent%%'")
+    assert all(answered)
+    assert took < 10
