@@ -27,10 +27,12 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from functools import lru_cache
+from http.cookiejar import DefaultCookiePolicy
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from secrets import compare_digest, token_hex, token_urlsafe
@@ -156,7 +158,8 @@ def index():
         if "AUTH_ID" in fields and not MISSING:
             CRest.check_token(fields)
             settings = CRest.get_setting_data()
-            keys = {n: key[-4:] * (len(key) > 8) for n, key in operator_settings(settings).items()}
+            keys = {name: "••••" + key[-4:] * (len(key) > 8)
+                    for name, key in operator_settings(settings).items() if key}
             state = {"keys": keys, "waiting": Queue.waiting(), "present": public_url(),
                      "saved": settings.get("public_url"), "last_pass": settings.get("last_pass")}
     except HTTPResponse as refused:  # an employee, somebody else's token: nothing is shown
@@ -187,7 +190,7 @@ def handler():
                "to": fields.get("message_to") or fields.get("properties[phone_number]", ""),
                "text": fields.get("message_body") or fields.get("properties[message_text]", ""),
                "tries": 0, "doubts": 0, "operator_id": "", "sent": 0, "status": ""}
-    with suppress(FileExistsError):  # it waits already
+    with suppress(FileExistsError, RuntimeError):  # it waits already; the pool has ended
         Queue.put(message, time.time() + RETRY_AFTER)
         # In the request's context: a fork may keep there which portal it is for
         POOL.submit(copy_context().run, complain, send, message["message_id"])
@@ -201,6 +204,7 @@ OUTCOMES = {"sent": ("", 0), "got through": ("sent", 0), "failed": ("failed", 0)
             "gave up": ("failed", 0), **dict.fromkeys(("limit", "later", "repeated"), ("", HOUR)),
             **dict.fromkeys(("key", "money", "down", "repeat", "in doubt"), ("", None))}
 FINAL = ("delivered", "undelivered", "failed")  # what Bitrix24 is told
+MISTAKE = ("in doubt", "a mistake in the operator's class")  # who knows what it has done
 ACCOUNT_TROUBLE = ("key", "money", "limit", "down", "in doubt")  # ends sending for a pass
 
 
@@ -209,9 +213,9 @@ def send(message_id):
     settings, now, outcome = CRest.get_setting_data(), time.time(), "busy"
     with suppress(BlockingIOError, FileNotFoundError), Queue.claim(message_id, settings) as message:
         keys = operator_settings(settings)
-        outcome, answer = hopeless(message) or complain(OPERATOR.send, keys, message) or (None, "")
-        if outcome not in OUTCOMES:  # a mistake in an operator: who knows what it has done
-            outcome, answer = "in doubt", "a mistake in the operator's class"
+        outcome, answer = hopeless(message) or operate(OPERATOR.send, keys, message)
+        if str(outcome) not in OUTCOMES:
+            outcome, answer = MISTAKE
         if outcome in ("repeat", "repeated") and message["doubts"]:
             outcome = "got through"  # the operator knows the message: the first try was accepted
         message["status"], pause = OUTCOMES[outcome]
@@ -222,9 +226,15 @@ def send(message_id):
         if pause == 0:
             message.update(to="", text="", sent=now)  # keep little
         if outcome != "sent":
-            CRest.set_log("send", message_id=message_id, outcome=outcome, answer=answer)
+            CRest.set_log("send", message_id=message_id, outcome=outcome, answer=str(answer))
         Queue.record(message, time.time() + (doubling if pause is None else pause))
     return outcome
+
+
+def operate(function, *args):
+    """Ask an operator. Out: its answer, a pair; MISTAKE if it raises or answers something else."""
+    answer = complain(function, *args)
+    return answer if isinstance(answer, tuple) and len(answer) == 2 else MISTAKE
 
 
 def hopeless(message):
@@ -275,7 +285,7 @@ def one_pass():
 def send_unsent(batch, totals):
     """What the pool did not get to, what must be tried again, and what has waited too long."""
     for message in batch:
-        if "operator" not in totals["errors"] or hopeless(message):
+        if not STOP.is_set() and ("operator" not in totals["errors"] or hopeless(message)):
             outcome = send(message["message_id"])
             totals["sent"] += outcome == "sent"
             if outcome in ACCOUNT_TROUBLE:
@@ -286,13 +296,14 @@ def ask(batch, totals):
     """Ask the operator what became of them, in one request."""
     ids = sorted({message["operator_id"] for message in batch})
     keys = operator_settings(CRest.get_setting_data())
-    trouble, found = OPERATOR.statuses(keys, ids) if ids else ("", {})
+    asks = ids and totals["errors"].get("operator") in (None, "money", "limit")
+    trouble, found = operate(OPERATOR.statuses, keys, ids) if asks else ("", {})
     if trouble:
         totals["errors"]["operator"] = trouble
     for message in batch:
         age = max(0, time.time() - message["sent"])
         old = "undelivered" if age > GIVE_UP_WAITING * HOUR else ""
-        status = found.get(message["operator_id"])
+        status = mapping(found).get(message["operator_id"])
         message["status"] = status if status in FINAL else old
         if not message["status"]:  # the older a message, the less often it is asked about
             Queue.postpone(message, time.time() + min(age / 10, HOUR))
@@ -389,8 +400,11 @@ SECURE = re.compile(r"https://\w|" + LOOPBACK.pattern)
 # A renamed portal stays in its zone, and so do its tokens: ".bitrix24.ru", or this machine
 ZONE = re.compile(r"https://[\w-]+(\.[\w-]+\.[\w.-]+)(:\d+)?/|" + LOOPBACK.pattern)
 HTTP = requests.Session()  # connects with the first request; tries again when nothing was sent
-HTTP.mount("http", requests.adapters.HTTPAdapter(max_retries=urllib3.Retry(
-    connect=2, read=False, status=False, other=False, backoff_factor=0.3)))
+for scheme in ("https://", "http://"):  # the Session's own, to be replaced
+    HTTP.mount(scheme, requests.adapters.HTTPAdapter(max_retries=urllib3.Retry(
+        connect=2, read=False, status=False, other=False, backoff_factor=0.3,
+        respect_retry_after_header=False)))
+HTTP.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))  # none, for anybody
 HTTP.get_redirect_target = lambda answer: None  # not even looked at: call_curl() knows one case
 
 
@@ -407,10 +421,8 @@ def post(url, fields=None, method="POST", **more):
         got = HTTP.request(method, url, data=fields, timeout=TIMEOUT, stream=True, **more)
         with got, suppress(ValueError, RecursionError):  # HTML, or nothing that JSON knows
             answer = json.loads(got.raw.read(MAX_ANSWER, decode_content=True))
-    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        unsent = error.args and isinstance(error.args[0], urllib3.exceptions.MaxRetryError)
-        if isinstance(error, requests.exceptions.SSLError):  # it may come after the request
-            unsent = "CERTIFICATE_VERIFY_FAILED" in str(error)
+    except (requests.RequestException, urllib3.exceptions.HTTPError):
+        unsent = "in connect\n" in traceback.format_exc()  # DNS, TCP, a proxy, TLS's handshake
         return 0, {"error": "unreachable" if unsent else "no_answer"}
     if not isinstance(answer, dict) or 300 <= got.status_code < 400:
         answer = {"error": f"HTTP_{got.status_code}", "location": got.headers.get("Location", "")}
@@ -421,7 +433,7 @@ def post(url, fields=None, method="POST", **more):
 
 def code_of(error):
     """An error's code; whatever else somebody sends in its place stays out of logs and pages."""
-    return error if re.fullmatch(r"[A-Za-z_]{1,40}|HTTP_\d+", str(error)) else "no_code"
+    return str(error) if re.fullmatch(r"[A-Za-z_]{1,40}|HTTP_\d+", str(error)) else "no_code"
 
 
 def mapping(answer, *names):
@@ -661,6 +673,8 @@ class Queue:
             sum(message[name] for name in ("received", "sent", "tries", "doubts"))
             owner = [message[name] for name in ("member_id", "operator", "code")]
             ours = owner == [settings.get("member_id"), SMS_OPERATOR, SENDER_CODE]
+            if not ours and time.time() - message["received"] > KEEP:
+                raise LookupError("nobody wants it any more")
             return message if ours and Queue.path(message["message_id"]) == path else None
         except FileNotFoundError:
             return None
@@ -690,7 +704,7 @@ class Queue:
         """Yield the due messages, the longest waiting first, in lists; sweep what is left over."""
         found, now = [], time.time()
         for file in (*os.scandir(QUEUE), *DATA_DIR.glob("*.tmp")):
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # it is gone, or a folder
                 mtime = os.lstat(file).st_mtime
                 if not file.name.endswith(".json"):
                     if now - mtime > (24 * HOUR if file.name.endswith(".tmp") else KEEP):
@@ -773,9 +787,9 @@ class SmsRu:
 
     def request(path, settings, unsure="down", **fields):
         status, answer = post(SMSRU_URL + path, dict(fields, api_id=settings["api_key"], json=1))
-        if answer.get("error") == "no_answer" or status == 504:  # it may have got through
-            return unsure, ""
-        return ("", answer) if answer.get("status") == "OK" else SmsRu.outcome(answer)
+        lost = answer.get("error") == "no_answer" or status in (200, 504)  # it may have got through
+        good = answer.get("status") == "OK"
+        return ("", answer) if good else SmsRu.outcome(answer, unsure if lost else "down")
 
     def outcome(entry, unsure="down"):
         code = str(entry.get("status_code"))

@@ -31,6 +31,7 @@ DECK = ["kill"] * 6 + ["passes"] * 2 + [
     "operator " + kind for kind in ("down", "slow", "refusing", "nonsense", "cutting",
                                     "unreachable")] + ["portal " + kind for kind in ("503", "429", "302", "html", "expired", "oauth down")]
 HTML = "<html><title>502 Bad Gateway</title></html>"
+NONSENSE = (HTML, "[]", "null", '{"status": []}', "{" * 5000, "")
 
 
 class Ledger:
@@ -153,7 +154,7 @@ class Soak:
         elif kind == "unreachable":
             smsru.stop()
         else:
-            smsru.trouble = self.cut if kind == "cutting" else nonsense
+            smsru.trouble = self.cut if kind == "cutting" else self.nonsense
         self.over.wait(self.rng.uniform(0.3, 1.5))
         self.heal_operator()
 
@@ -170,6 +171,15 @@ class Soak:
                 self.cuts += 1
                 self.world.smsru.send(path, fields)
             raise ConnectionResetError
+
+    def nonsense(self, method, path, fields):
+        """A proxy answers in the operator's place; now and then the message came through."""
+        if path == "/sms/send":
+            with self.world.smsru.lock:
+                self.cuts += 1
+                if self.rng.random() < 0.1:
+                    self.world.smsru.send(path, fields)
+        return 200, self.rng.choice(NONSENSE), {}
 
     def portal(self, kind):
         """The portal is busy, blocks us, moves, breaks, or lets the tokens expire."""
@@ -247,11 +257,6 @@ class Soak:
             writer.join()
         until(self.drained, 60, "the queue does not become empty")
         return [measure(app.process.pid) for app in self.apps]
-
-
-def nonsense(method, path, fields):
-    """A proxy answers in the operator's place."""
-    return 200, random.choice([HTML, "[]", "null", '{"status": []}', "{" * 5000, ""]), {}
 
 
 def new_session():
@@ -356,7 +361,7 @@ def play(seconds, seed):
     ledger = soak.ledger
     print(f"seed {seed}: {len(ledger.messages)} messages in {ledger.requests} requests, "
           f"{len(ledger.accepted())} accepted, {len(soak.world.smsru.sent)} sent; {ledger.repeats} "
-          f"repeats, {soak.kills} kills, {soak.cuts} lines cut, {soak.saves} times Save pressed, "
+          f"repeats, {soak.kills} kills, {soak.cuts} answers lost, {soak.saves} times Save pressed, "
           f"clock {'moved' if soak.clocks else 'not moved: no faketime'}\n"
           + ", ".join(f"{name} {count}" for name, count in sorted(soak.trouble.items())))
     for what, count, most in rows:

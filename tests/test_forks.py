@@ -9,6 +9,7 @@ from portal import ROOT, TEXT, App, Browser, World, install, until
 from test_queue import (
     PHONE,
     calls,
+    change,
     doubted,
     logged,
     make_due,
@@ -241,8 +242,9 @@ def test_the_operator_of_the_readme_works_as_it_is_written(acme):
 CARELESS = """
 class Careless(Demo):
     def send(settings, message):
-        return {"unknown": ("ok", "1"), "nothing": None, "good": ("sent", 158),
-                "bad": ("sent", "bad")}[message["text"]]
+        return {"unknown": ("ok", "1"), "nothing": None, "good": ("sent", 158), "word": "failed",
+                "bad": ("sent", "bad"), "list": (["sent"], ""), "note": ("later", OSError("no text")),
+                }[message["text"]]
 
     def statuses(settings, ids):
         return "", {one: {"158": "sent"}[one] for one in ids}
@@ -256,7 +258,7 @@ def careless(world, tmp_path):
     return world
 
 
-@pytest.mark.parametrize("mistake", ["unknown", "nothing", "raises"])
+@pytest.mark.parametrize("mistake", ["unknown", "nothing", "raises", "word", "list"])
 def test_a_mistake_in_send_is_a_doubt_tried_once_more_never_more_often(careless, mistake):
     message_id = send(careless, mistake)
     tried(careless.app, message_id)
@@ -275,6 +277,22 @@ def test_a_mistake_in_statuses_is_seen_in_the_output_and_the_message_waits(world
     until(lambda: "KeyError: 'bad'" in world.app.output())
     assert read(world.app, message_id)["operator_id"] == "bad"
     assert world.app.running
+
+
+def test_a_mistake_in_statuses_keeps_nothing_else_from_being_sent_and_reported(careless):
+    bad, other = send(careless, "bad"), send(careless, "good")
+    settled(careless.app, bad, other)
+    change(careless.app, other, status="delivered")
+    make_due(careless.app)
+    assert one_pass(careless)["errors"] == {"operator": "in doubt"}
+    assert history(careless, other) == ["sent", "delivered"]
+
+
+def test_a_note_for_the_log_may_be_anything(careless):
+    message_id = send(careless, "note")
+    tried(careless.app, message_id)
+    line, = logged(careless.app, "send", message_id)
+    assert (line["outcome"], line["answer"]) == ("later", "no text")
 
 
 def test_what_is_no_final_status_is_none(careless):

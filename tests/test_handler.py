@@ -16,10 +16,12 @@ from test_queue import (
     logged,
     make_due,
     one_pass,
+    path_of,
     received,
     send,
     settled,
     stored,
+    tried,
 )
 
 RIGHT = object()  # stands for the secret of the registered address
@@ -215,3 +217,38 @@ def test_sigterm_finishes_what_is_being_sent_and_keeps_the_rest(installed):
 def listens(app):
     with socket.socket() as one:
         return one.connect_ex(("127.0.0.1", int(app.env["PORT"]))) == 0
+
+
+def test_a_message_saved_while_the_app_ends_is_answered_200(installed):
+    """Bitrix24 never asks again: an error would say that it was not taken."""
+    app, gate = installed.app, Gate(installed.smsru, "/sms/send")
+    send(installed, "busy")
+    until(lambda: gate.asked)
+    body = b"code=fastsms&message_id=late&message_to=79990000000&message_body=late"
+    place = handler_url(installed).partition(app.url)[2]
+    with socket.create_connection(("127.0.0.1", int(app.env["PORT"]))) as late:
+        late.sendall(f"POST /{place} HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+        assert requests.get(app.url, timeout=10).ok  # who comes later is served: it was accepted
+        app.process.terminate()
+        until(lambda: not listens(app))
+        late.sendall(body)
+        assert b" 200 " in late.recv(15)
+    assert path_of(app, "late").exists()
+    gate.open.set()
+    assert app.process.wait(10) == 0
+
+
+def test_sigterm_ends_a_pass_after_the_message_in_hand(world):
+    app = world.start_app(RETRY_AFTER=0.1, STATUSES_EVERY=0.5)
+    assert install(world).status_code == 200
+    world.smsru.down = True
+    for message_id in [send(world, f"pass {number}") for number in range(10)]:
+        tried(app, message_id)
+    app.kill()
+    world.smsru.down, world.smsru.slow = False, 1
+    make_due(app)
+    app.start()
+    until(lambda: world.smsru.sent)
+    app.process.terminate()
+    assert app.process.wait(4) == 0
+    assert len(app.queue()) == 10

@@ -131,3 +131,10 @@ def test_hostile_values_are_escaped(ours):
         answer = requests.post(url.replace("/index", "/" + page), data=body, timeout=10)
         assert answer.status_code == 200
         assert "<script>alert" not in answer.text
+
+
+def test_a_short_key_is_saved_too_and_shows_nothing_of_itself(world):
+    world.start_app(SMS_OPERATOR="demo", STATUSES_EVERY=0)
+    assert install(world, api_key="tiny-key").status_code == 200
+    page = Browser(world).open("index", lang="en").text
+    assert re.search("<dd data-key[^>]*>(.*)</dd>", page)[1] == "••••"

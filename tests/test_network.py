@@ -1,14 +1,17 @@
 """post(): an operator's line that breaks in ways which only TLS and redirects know."""
 import os
+import socket
 import ssl
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 import trustme
-from portal import until
-from test_queue import calls, logged, read, send, tried
+from portal import Browser, free_port, until
+from test_queue import calls, logged, make_due, one_pass, read, send, settled, tried
 
 MIB = 1024 * 1024
 
@@ -103,3 +106,69 @@ def test_a_redirect_is_not_followed_and_its_body_is_not_read_to_the_end(installe
         until(ended.is_set, message="the app keeps the line")
     assert sum(sent) < 32 * MIB
     assert not calls(installed.smsru, "/sms/send")
+
+
+@contextmanager
+def closed_at_once():
+    """Takes each connection, and ends it before TLS is agreed upon."""
+    line, met = socket.create_server(("127.0.0.1", 0)), []
+
+    def take():
+        with suppress(OSError):
+            while True:
+                with line.accept()[0] as one:
+                    met.append(one.recv(3))
+    threading.Thread(target=take, daemon=True).start()
+    with line:
+        yield SimpleNamespace(server_port=line.getsockname()[1]), met
+
+
+def test_a_line_that_does_not_get_as_far_as_tls_leaves_no_doubt(installed):
+    """Nothing went out: two such tries must not make a message "failed"."""
+    with closed_at_once() as (server, met):
+        moved(installed, server)
+        message_id = send(installed, "not out yet")
+        tried(installed.app, message_id)
+        for _ in range(2):
+            make_due(installed.app)
+            assert one_pass(installed)["errors"] == {"operator": "down"}
+    assert met
+    assert read(installed.app, message_id)["doubts"] == 0
+
+
+def test_a_line_that_is_refused_is_tried_twice_more_before_the_message_has_to_wait(installed):
+    """Pauses of 0 and 0.6 seconds, by urllib3's Retry: an operator that restarts holds nothing up."""
+    moved(installed, SimpleNamespace(server_port=free_port()), "http")
+    began = time.monotonic()
+    message_id = send(installed, "is anybody there")
+    tried(installed.app, message_id)
+    assert time.monotonic() - began > 0.6
+    assert logged(installed.app, "send", message_id)[0]["outcome"] == "down"
+
+
+@pytest.mark.parametrize("error", [True, None, 7, {"code": "x"}])
+def test_an_error_that_is_no_text_is_an_error_all_the_same(installed, error):
+    settled(installed.app, send(installed, "told later"))
+    installed.smsru.delay = 0
+    make_due(installed.app)
+    installed.portal.trouble = lambda method, path, fields: (400, {"error": error}, {})
+    totals = one_pass(installed)
+    assert set(totals["errors"]) == {"portal"}
+    assert totals["waiting"] == 1
+
+
+def test_cookies_are_not_kept(installed):
+    """One user's session must not meet another's token; PHP lets a session's requests wait."""
+    seen, answer = [], installed.portal.answer
+
+    def with_cookie(method, path, fields, request):
+        seen.append(request.headers.get("Cookie"))
+        status, body, more = answer(method, path, fields, request)
+        return status, body, {**(more or {}), "Set-Cookie": "PHPSESSID=1; path=/"}
+    installed.portal.answer = with_cookie
+    settled(installed.app, send(installed, "one"))
+    installed.smsru.delay = 0
+    for _ in range(2):
+        assert Browser(installed).open("index").status_code == 200
+    assert set(seen) == {None}
+    assert len(seen) > 1

@@ -194,6 +194,23 @@ def test_an_answer_without_sense_keeps_the_message_and_is_no_acceptance(shop, an
     assert settings and one_pass(shop)["waiting"] == 1
 
 
+@pytest.mark.parametrize("answer", ["<br>Notice: ...", "", {}, [], {"status": "?"}])
+def test_a_message_answered_with_200_and_no_sense_may_be_sent_and_is_tried_once_more(shop, answer):
+    def accept(method, path, fields):
+        if path == "/sms/send":
+            shop.smsru.send(path, fields)
+            return 200, answer, {}
+    shop.smsru.trouble = accept
+    before = received(shop, "accepted")
+    message_id = send(shop, "accepted")
+    tried(shop.app, message_id)
+    for _ in range(3):
+        make_due(shop.app)
+        one_pass(shop)
+    assert received(shop, "accepted") - before == 2
+    assert shop.portal.messages[message_id]["history"] == ["sent", "failed"]
+
+
 @pytest.mark.parametrize("code", [231, 232])
 def test_a_repeat_after_a_try_in_doubt_means_that_the_first_got_through(shop, code):
     cut(shop, 1)

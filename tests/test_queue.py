@@ -446,3 +446,28 @@ def test_text_and_number_leave_the_disk_once_the_operator_has_them(queue):
     for path in [one for one in queue.app.data.rglob("*") if one.is_file()]:
         assert not words.search(path.read_text("utf-8")), path
     assert not words.search(queue.app.output())
+
+
+def test_a_folder_in_the_queue_does_not_end_the_passes(queue):
+    folder = queue.app.data / "queue" / "folder.unreadable"
+    folder.mkdir()
+    os.utime(folder, (time.time() - 15 * DAY,) * 2)
+    try:
+        assert one_pass(queue)["errors"] == {}
+    finally:
+        folder.rmdir()
+
+
+@pytest.mark.parametrize(("age", "stays"), [(13 * DAY, True), (15 * DAY, False)])
+def test_what_belongs_to_another_goes_after_14_days_with_a_line_in_the_log(queue, age, stays):
+    queue.smsru.down = True
+    message_id = send(queue, "another operator's")
+    tried(queue.app, message_id)
+    path = path_of(queue.app, message_id)
+    path.write_text(json.dumps({**read(queue.app, message_id), "operator": "another",
+                                "received": time.time() - age}))
+    os.utime(path, (time.time() - age,) * 2)
+    for _ in range(2):
+        one_pass(queue)
+    assert [one.name for one in path.parent.iterdir()] == [path.name] * stays
+    assert len(logged(queue.app, "unreadable", message_id)) == (not stays)

@@ -443,3 +443,18 @@ def test_passes_run_by_themselves_inside_the_app(world):
     until(lambda: history(world, message_id) == ["sent", "delivered"])
     assert app.stop() == 0
     assert SENDER["CODE"] == world.portal.messages[message_id]["code"]
+
+
+@pytest.mark.parametrize("down", [True, False])
+def test_an_operator_in_trouble_is_asked_once_a_pass(world, down):
+    app = world.start_app(RETRY_AFTER=100, STATUSES_EVERY=0)
+    assert install(world).status_code == 200
+    message_id = send(world, "several")
+    settled(app, message_id)
+    for number in range(250):
+        path_of(app, f"m{number}").write_text(json.dumps(
+            {**read(app, message_id), "message_id": f"m{number}", "operator_id": f"1-{number}"}))
+    make_due(app)
+    world.smsru.down, world.smsru.refuse = down, 200
+    assert one_pass(world)["errors"] == {"operator": "down" if down else "key"}
+    assert len(calls(world.smsru, "/sms/status")) == 1

@@ -11,11 +11,10 @@
 % end
 % for field in operator.FIELDS:
 %   name, (label, hint) = field['name'], field['ru' if ru else 'en']
-%   last_four = get('keys', {}).get(name)
 <label for="{{name}}">{{label}}</label>
 <input type="text" class="operator" id="{{name}}" name="{{name}}" autocomplete="off"
  autocapitalize="off" spellcheck="false" aria-describedby="{{name}}-hint {{name}}-error"
- placeholder="{{'••••' + last_four if last_four else ''}}">
+ placeholder="{{get('keys', {}).get(name, '')}}">
 <p class="hint" id="{{name}}-hint">{{hint}}</p>
 <p class="error" id="{{name}}-error"></p>
 % end

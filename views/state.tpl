@@ -8,9 +8,8 @@
 <h2 id="state">{{t['state']}}</h2>
 <dl>
 % for field in operator.FIELDS:
-%   last_four = keys.get(field['name'])
 <dt>{{field['ru' if ru else 'en'][0]}}</dt>
-<dd data-key="{{field['name']}}">{{'••••' + last_four if last_four else t['no key']}}</dd>
+<dd data-key="{{field['name']}}">{{keys.get(field['name'], t['no key'])}}</dd>
 % end
 <dt>{{t['address']}}</dt>
 <dd data-saved="{{present}}">{{saved or t['no address']}}</dd>
