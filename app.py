@@ -411,7 +411,7 @@ HTTP.get_redirect_target = lambda answer: None  # not even looked at: call_curl(
 def post(url, fields=None, method="POST", **more):
     """The one place that reaches the network. Out: HTTP status, JSON object; or 0, {"error": ...}:
 
-    "unreachable" is certain that nothing went out, "no_answer" does not know what became of it.
+    "unreachable": nothing went out; "no_answer": silence, a 504, a success without JSON, who knows?
     In: a form; or, in more, what requests knows: json={...}, headers={...}, auth=(user, password).
     """
     if not SECURE.match(url):
@@ -424,11 +424,14 @@ def post(url, fields=None, method="POST", **more):
     except (requests.RequestException, urllib3.exceptions.HTTPError):
         unsent = "in connect\n" in traceback.format_exc()  # DNS, TCP, a proxy, TLS's handshake
         return 0, {"error": "unreachable" if unsent else "no_answer"}
-    if not isinstance(answer, dict) or 300 <= got.status_code < 400:
-        answer = {"error": f"HTTP_{got.status_code}", "location": got.headers.get("Location", "")}
+    status, known = got.status_code, isinstance(answer, dict)
+    if status == 504 or status < 300 and not known:  # it may have got through
+        return 0, {"error": "no_answer"}
+    if 300 <= status < 400 or not known:
+        answer = {"error": f"HTTP_{status}", "location": got.headers.get("Location", "")}
     if "error" in answer:
         answer["error"] = code_of(answer["error"])
-    return got.status_code, answer
+    return status, answer
 
 
 def code_of(error):
@@ -787,9 +790,10 @@ class SmsRu:
 
     def request(path, settings, unsure="down", **fields):
         status, answer = post(SMSRU_URL + path, dict(fields, api_id=settings["api_key"], json=1))
-        lost = answer.get("error") == "no_answer" or status in (200, 504)  # it may have got through
-        good = answer.get("status") == "OK"
-        return ("", answer) if good else SmsRu.outcome(answer, unsure if lost else "down")
+        if answer.get("status") == "OK":
+            return "", answer
+        lost = answer.get("error") == "no_answer" or status == 200  # it may have got through
+        return SmsRu.outcome(answer, unsure if lost else "down")
 
     def outcome(entry, unsure="down"):
         code = str(entry.get("status_code"))

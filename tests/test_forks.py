@@ -157,10 +157,13 @@ def test_an_operator_that_is_down_keeps_the_message_waiting(twilio):
     assert read(twilio.app, message_id)["operator_id"].startswith("SM")
 
 
-def test_silence_after_acceptance_is_in_doubt_and_tried_once_more(twilio):
+@pytest.mark.parametrize("lost", [None, (200, "<html>PHP Notice</html>", {}), (201, "", {}),
+                                  (504, {"message": "Endpoint request timed out"}, {})])
+def test_silence_after_acceptance_is_in_doubt_and_tried_once_more(twilio, lost):
     def trouble(method, path, fields):
-        if method == "POST":
+        if method == "POST" and not lost:
             raise ConnectionResetError
+        return lost if method == "POST" else None
     twilio.twilio.trouble = trouble
     message_id = send(twilio, "in doubt")
     tried(twilio.app, message_id)
@@ -235,6 +238,11 @@ def test_the_operator_of_the_readme_works_as_it_is_written(acme):
     ids = [send(acme, TEXT), send(acme, TEXT, "not a number 1")]
     until(lambda: one_pass(acme)["waiting"] == 0)
     assert [history(acme, one) for one in ids] == [["sent", "delivered"]] * 2
+    for answer in ((200, "<html>PHP Notice</html>", {}), (504, "", {})):
+        acme.acme.trouble = lambda method, path, fields, answer=answer: answer
+        message_id = send(acme, "who knows")
+        tried(acme.app, message_id)
+        assert [line["outcome"] for line in logged(acme.app, "send", message_id)] == ["in doubt"]
     assert {fields["to"] for path, fields in acme.acme.requests if path == "/sms"} == {
         "79255070602", "1"}
 
