@@ -135,11 +135,12 @@ def register(settings, without_page=False):
               "HANDLER": f"{url}handler?key={settings['handler_key']}"}
     calls = [("messageservice.sender.delete", {"CODE": SENDER_CODE}),
              ("messageservice.sender.add", sender)] if without_page else []
-    calls += [("event.bind", {"event": event, "handler": url + "install"})
-              for event in ("ONAPPUPDATE", "ONAPPUNINSTALL")]
+    for event in ("ONAPPUPDATE", "ONAPPUNINSTALL"):  # at no old address: tokens come along
+        calls += [("event.unbind", {"event": event}),
+                  ("event.bind", {"event": event, "handler": url + "install"})]
     for method, params in calls:
         answer = CRest.call(method, params)
-        done = "result" in answer or "delete" in method or "already" in str(answer)  # bound twice
+        done = "result" in answer or "already" in str(answer) or re.search("delete|unbind", method)
         require(done, 502, f"{answer.get('error')}: Bitrix24 did not take {method}; try again")
     return sender
 
@@ -299,7 +300,7 @@ def ask(batch, totals):
     asks = ids and totals["errors"].get("operator") in (None, "money", "limit")
     trouble, found = operate(OPERATOR.statuses, keys, ids) if asks else ("", {})
     if trouble:
-        totals["errors"]["operator"] = trouble
+        totals["errors"]["operator"] = trouble if trouble in ACCOUNT_TROUBLE else "down"
     for message in batch:
         age = max(0, time.time() - message["sent"])
         old = "undelivered" if age > GIVE_UP_WAITING * HOUR else ""
@@ -562,7 +563,8 @@ class CRest:
                 "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET})
             tokens = {name: answer.get(name) for name in ("access_token", "refresh_token")}
             if not all(isinstance(token, str) for token in tokens.values()):
-                return {"error": "invalid_grant" if 400 <= status < 500 else "oauth_server"}
+                dead = status in (400, 401, 403)
+                return {"error": "invalid_grant" if dead else answer.get("error", "oauth_server")}
             CRest.set_setting_data({**settings, **tokens})
         return {**settings, **tokens}
 

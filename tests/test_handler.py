@@ -252,3 +252,12 @@ def test_sigterm_ends_a_pass_after_the_message_in_hand(world):
     app.process.terminate()
     assert app.process.wait(4) == 0
     assert len(app.queue()) == 10
+
+
+@pytest.mark.parametrize(("blocked", "logs"), [("1", False), ("0", True), (None, True)])
+def test_there_is_a_log_unless_it_is_blocked(world, blocked, logs):
+    app = world.start_app(C_REST_BLOCK_LOG=blocked, STATUSES_EVERY=0)
+    assert install(world).status_code == 200
+    settled(app, send(world, "a line"))
+    one_pass(world)
+    assert bool(list(app.data.glob("logs/*.log"))) == logs

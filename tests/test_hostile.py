@@ -6,9 +6,11 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from urllib.parse import quote, urlencode
@@ -48,6 +50,14 @@ def home():
         shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="module")
+def silent(home):
+    """A connection to the app that says nothing, and when it was opened."""
+    with socket.create_connection(("127.0.0.1", int(home.app.env["PORT"]))) as line:
+        yield line, time.monotonic()
+
+
+@pytest.mark.usefixtures("silent")
 def test_the_watch_sees_what_it_is_there_for(tmp_path):
     env, notes = watched(tmp_path)
     deeds = ["open({0!r}, 'w')", "os.mkdir({0!r})", "os.rename('/dev/null', {0!r})",
@@ -360,3 +370,11 @@ def test_no_answer_breaks_a_rule(home, name):
     lie()
     assert len(asked) >= 300
     home.drain()
+
+
+def test_a_silent_connection_ends_after_30_seconds(silent):
+    """It was opened when the first of these tests began, so that nobody waits for it alone."""
+    line, began = silent
+    line.settimeout(max(1, began + 40 - time.monotonic()))
+    assert line.recv(1) == b""
+

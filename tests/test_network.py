@@ -1,4 +1,6 @@
 """post(): an operator's line that breaks in ways which only TLS and redirects know."""
+import gzip
+import json
 import os
 import socket
 import ssl
@@ -172,3 +174,35 @@ def test_cookies_are_not_kept(installed):
         assert Browser(installed).open("index").status_code == 200
     assert set(seen) == {None}
     assert len(seen) > 1
+
+
+def test_an_answer_may_be_compressed(installed):
+    """Web servers do it when they are asked to, and requests asks."""
+    def compressed(connection):
+        assert "gzip" in connection.headers["Accept-Encoding"]
+        connection.send_response(200)
+        connection.send_header("Content-Encoding", "gzip")
+        connection.end_headers()
+        connection.wfile.write(gzip.compress(json.dumps({"status": "OK", "sms": {"7": {
+            "status": "OK", "status_code": 100, "sms_id": "202648-1"}}}).encode()))
+    with operator(compressed) as server:
+        moved(installed, server, "http")
+        message_id = send(installed, "small")
+        settled(installed.app, message_id)
+    assert read(installed.app, message_id)["operator_id"] == "202648-1"
+
+
+@pytest.mark.parametrize(("answer", "error"), [
+    ((400, {"error": "invalid_grant"}, {}), "invalid_grant: an administrator must"),
+    ((401, {"error": "wrong_client"}, {}), "invalid_grant: an administrator must"),
+    ((402, {"error": "PAYMENT_REQUIRED"}, {}), "PAYMENT_REQUIRED"),
+    ((429, "", {}), "HTTP_429"), ((200, {}, {}), "oauth_server")])
+def test_an_administrator_is_called_only_where_he_can_help(installed, answer, error):
+    settled(installed.app, send(installed, "told later"))
+    installed.smsru.delay = 0
+    make_due(installed.app)
+    installed.portal.expire_tokens()
+    installed.oauth.trouble = lambda method, path, fields: answer
+    told = one_pass(installed)["errors"]["portal"]
+    assert told.startswith(error)
+    assert ("administrator" in error) == ("administrator" in told)

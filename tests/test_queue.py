@@ -361,9 +361,10 @@ def test_an_unreadable_file_is_set_aside_and_the_pass_goes_on(queue, name):
 
 
 @pytest.mark.parametrize(("name", "age", "stays"), [
-    ("young.tmp", 10, True), ("old.tmp", 2 * DAY, False), ("notes.txt", 10, True)])
+    ("queue/young.tmp", 10, True), ("queue/old.tmp", 2 * DAY, False), ("old.tmp", 2 * DAY, False),
+    ("queue/notes.txt", 13 * DAY, True), ("queue/old.unreadable", 15 * DAY, False)])
 def test_leftovers_are_ignored_and_swept_when_old(queue, name, age, stays):
-    path = queue.app.data / "queue" / name
+    path = queue.app.data / name
     path.write_text('{"message_id": "leftover", "to": "+79990000000", "text": "leftover"}')
     os.utime(path, (time.time() - age,) * 2)
     one_pass(queue)

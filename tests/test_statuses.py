@@ -458,3 +458,17 @@ def test_an_operator_in_trouble_is_asked_once_a_pass(world, down):
     world.smsru.down, world.smsru.refuse = down, 200
     assert one_pass(world)["errors"] == {"operator": "down" if down else "key"}
     assert len(calls(world.smsru, "/sms/status")) == 1
+
+
+def test_what_has_waited_too_long_is_failed_while_the_operator_is_down(world):
+    app = world.start_app(RETRY_AFTER=100, STATUSES_EVERY=0)
+    assert install(world).status_code == 200
+    world.smsru.down = True
+    first, *old = [send(world, f"old {number}") for number in range(3)]
+    tried(app, first)
+    for message_id in old:
+        tried(app, message_id)
+        change(app, message_id, received=time.time() - 25 * HOUR)
+    os.utime(path_of(app, first), (time.time() - HOUR,) * 2)
+    assert one_pass(world)["errors"] == {"operator": "down"}
+    assert one_pass(world)["failed"] == 2
