@@ -206,3 +206,12 @@ def test_an_administrator_is_called_only_where_he_can_help(installed, answer, er
     told = one_pass(installed)["errors"]["portal"]
     assert told.startswith(error)
     assert ("administrator" in error) == ("administrator" in told)
+
+
+@pytest.mark.parametrize("code", ["expired_token", "invalid_token", "NO_AUTH_FOUND"])
+def test_where_the_portal_knows_no_token_of_ours_an_administrator_is_called(installed, code):
+    settled(installed.app, send(installed, "told later"))
+    installed.smsru.delay = 0
+    make_due(installed.app)
+    installed.portal.trouble = lambda method, path, fields: (401, {"error": code}, {})
+    assert one_pass(installed)["errors"]["portal"].startswith(f"{code}: an administrator must")

@@ -472,3 +472,13 @@ def test_what_belongs_to_another_goes_after_14_days_with_a_line_in_the_log(queue
         one_pass(queue)
     assert [one.name for one in path.parent.iterdir()] == [path.name] * stays
     assert len(logged(queue.app, "unreadable", message_id)) == (not stays)
+
+
+def test_a_message_due_later_than_any_pause_is_due_now(queue):
+    """The clock was set back by hours: the message must not wait until it is there again."""
+    queue.smsru.down = True
+    message_id = send(queue, "the clock was set")
+    tried(queue.app, message_id)
+    queue.smsru.down = False
+    os.utime(path_of(queue.app, message_id), (time.time() + DAY,) * 2)
+    assert one_pass(queue)["sent"] == 1

@@ -26,8 +26,8 @@ class Queue(USUAL):
                 os.symlink(f"{message['message_id']}.json", index(message["operator_id"]))
 
     def remove(message):
+        index(message["operator_id"]).unlink(missing_ok=True)  # first: no link to a later namesake
         USUAL.remove(message)
-        index(message["operator_id"]).unlink(missing_ok=True)
 
 
 @app.app.post("/receipts")
