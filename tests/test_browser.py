@@ -209,7 +209,8 @@ def test_a_missing_bx24_js_is_explained_in_the_frame(tab):
 def test_a_page_opened_by_itself_says_how_to_open_it(tab, box):
     for page in ("", "index", "install"):
         tab.driver.get(box.world.app.url + page)
-        assert {"en", "ru"} <= set(re.findall(r'lang="(\w+)"', tab.driver.page_source)), page
+        tab.wait(lambda: {"en", "ru"} <= set(re.findall(r'lang="(\w+)"', tab.driver.page_source)),
+                 message=page)
         assert "Bitrix24" in tab.text("body") and "Битрикс24" in tab.text("body"), page
 
 
