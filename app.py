@@ -401,7 +401,7 @@ SECURE = re.compile(r"https://\w|" + LOOPBACK.pattern)
 # A renamed portal stays in its zone, and so do its tokens: ".bitrix24.ru", or this machine
 ZONE = re.compile(r"https://[\w-]+(\.[\w-]+\.[\w.-]+)(:\d+)?/|" + LOOPBACK.pattern)
 HTTP = requests.Session()  # connects with the first request; tries again when nothing was sent
-for scheme in ("https://", "http://"):  # the Session's own, to be replaced
+for scheme in ("https://", "http://"):  # the very names that the Session has, or it takes its own
     HTTP.mount(scheme, requests.adapters.HTTPAdapter(max_retries=urllib3.Retry(
         connect=2, read=False, status=False, other=False, backoff_factor=0.3,
         respect_retry_after_header=False)))
@@ -854,11 +854,11 @@ class Connection(WSGIRequestHandler):
 
 
 def complain(work, *args):
-    """What goes wrong in a thread must be seen somewhere: in the output. Out: None then."""
+    """What goes wrong here has no one to tell: the output shows it. Out: None then."""
     try:
         return work(*args)
     except Exception:
-        logging.getLogger("app").exception(work.__qualname__)
+        logging.getLogger("app").exception(work)
 
 
 def passes():

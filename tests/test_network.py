@@ -1,4 +1,4 @@
-"""post(): an operator's line that breaks in ways which only TLS and redirects know."""
+"""post(): lines that break, answers that are none, and whom a refused token calls."""
 import gzip
 import json
 import os
@@ -53,6 +53,14 @@ def secure(tmp_path):
     authority.issue_cert("localhost").configure_cert(context)
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
     return context, {"REQUESTS_CA_BUNDLE": str(tmp_path / "authority.pem")}
+
+
+@pytest.fixture
+def on_its_way(installed):
+    """A message whose final status the next pass learns, and then must report."""
+    settled(installed.app, send(installed, "told later"))
+    installed.smsru.delay = 0
+    make_due(installed.app)
 
 
 def moved(world, server, scheme="https", **env):
@@ -149,10 +157,8 @@ def test_a_line_that_is_refused_is_tried_twice_more_before_the_message_has_to_wa
 
 
 @pytest.mark.parametrize("error", [True, None, 7, {"code": "x"}])
+@pytest.mark.usefixtures("on_its_way")
 def test_an_error_that_is_no_text_is_an_error_all_the_same(installed, error):
-    settled(installed.app, send(installed, "told later"))
-    installed.smsru.delay = 0
-    make_due(installed.app)
     installed.portal.trouble = lambda method, path, fields: (400, {"error": error}, {})
     totals = one_pass(installed)
     assert set(totals["errors"]) == {"portal"}
@@ -197,10 +203,8 @@ def test_an_answer_may_be_compressed(installed):
     ((401, {"error": "wrong_client"}, {}), "invalid_grant: an administrator must"),
     ((402, {"error": "PAYMENT_REQUIRED"}, {}), "PAYMENT_REQUIRED"),
     ((429, "", {}), "HTTP_429"), ((200, {}, {}), "oauth_server")])
+@pytest.mark.usefixtures("on_its_way")
 def test_an_administrator_is_called_only_where_he_can_help(installed, answer, error):
-    settled(installed.app, send(installed, "told later"))
-    installed.smsru.delay = 0
-    make_due(installed.app)
     installed.portal.expire_tokens()
     installed.oauth.trouble = lambda method, path, fields: answer
     told = one_pass(installed)["errors"]["portal"]
@@ -209,9 +213,7 @@ def test_an_administrator_is_called_only_where_he_can_help(installed, answer, er
 
 
 @pytest.mark.parametrize("code", ["expired_token", "invalid_token", "NO_AUTH_FOUND"])
+@pytest.mark.usefixtures("on_its_way")
 def test_where_the_portal_knows_no_token_of_ours_an_administrator_is_called(installed, code):
-    settled(installed.app, send(installed, "told later"))
-    installed.smsru.delay = 0
-    make_due(installed.app)
     installed.portal.trouble = lambda method, path, fields: (401, {"error": code}, {})
     assert one_pass(installed)["errors"]["portal"].startswith(f"{code}: an administrator must")
