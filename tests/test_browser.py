@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -137,6 +138,32 @@ def test_a_provider_that_is_registered_already_is_registered_anew(tab, box, old_
     assert re.findall(r"sender\.(\w+)", " ".join(line["text"] for line in asked)) == calls
 
 
+@pytest.fixture
+def hold():
+    """hold(party, path): that request waits for the end of the test, or for hold.end."""
+    def answer(party, place):
+        party.trouble = lambda method, path, fields: (
+            hold.end.wait(20) and None if path == place else None)
+    hold, answer.end = answer, threading.Event()
+    yield hold
+    hold.end.set()
+
+
+def test_the_key_cannot_be_changed_while_it_is_being_saved(tab, box, hold):
+    def field():
+        return tab.in_frame(lambda: tab.find(".operator").get_attribute("value"))
+
+    hold(box.smsru, "/auth/check")
+    tab.open().page("install")
+    tab.save(GOOD_KEY)
+    tab.wait(lambda: not tab.app_page()["ready"])
+    tab.in_frame(lambda: tab.find(".operator").click())
+    ActionChains(tab.driver).send_keys("later").perform()
+    assert field() == GOOD_KEY, "the page would show what is not saved"
+    hold.end.set()
+    tab.page("index", key="••••" + GOOD_KEY[-4:])
+
+
 def test_an_operator_that_is_down_is_told_at_the_field(tab):
     tab.open().page("install")
     tab.click("#switch-operator-down")
@@ -204,6 +231,17 @@ def test_a_missing_bx24_js_is_explained_in_the_frame(tab):
     tab.open("en")
     seen = tab.wait(lambda: tab.app_page()["trouble"] and tab.app_page())
     assert "Bitrix24" in seen["trouble"] and not seen["ready"]
+
+
+def test_a_bx24_js_that_never_comes_is_explained_as_well(tab, box, hold):
+    def shown():  # WebDriver can't look into a frame that is still loading
+        seen = tab.driver.execute_cdp_cmd("DOMSnapshot.captureSnapshot", {"computedStyles": []})
+        return [text for text in seen["strings"] if text.startswith("Bitrix24 does not answer.")]
+
+    tab.open("en").page("install")
+    hold(box.portal, "/api/v1/")
+    tab.open_app()
+    tab.wait(shown)
 
 
 def test_a_page_opened_by_itself_says_how_to_open_it(tab, box):

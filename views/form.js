@@ -92,6 +92,7 @@
   function busy(now) {
     form.setAttribute('aria-busy', now);
     button.disabled = now;
+    inputs.forEach((input) => { input.readOnly = now; });
     button.textContent = now ? texts.busy : label;
   }
 
@@ -99,7 +100,7 @@
     inputs.forEach((input) => {
       const key = input.value.trim();
       const shown = document.querySelector('[data-key="' + input.name + '"]');
-      if (key) input.placeholder = '••••' + key.slice(-4);
+      if (key) input.placeholder = '••••' + (key.length > 8 ? key.slice(-4) : '');
       if (key && shown) shown.textContent = input.placeholder;
       input.value = '';
     });
@@ -114,12 +115,14 @@
   document.querySelectorAll('time').forEach((time) => {
     time.textContent = new Date(time.dateTime).toLocaleString(document.documentElement.lang);
   });
-  if (!window.BX24) return say(trouble, texts.outside);
-  const patience = setTimeout(() => say(trouble, texts.outside), 5000); // no portal around us
-  BX24.init(function () {
-    clearTimeout(patience);
-    ready = true;
-    say(done, '');
-    busy(false);
+  const patience = setTimeout(() => say(trouble, texts.outside), 5000); // no portal, no BX24.js
+  window.addEventListener('load', function () {
+    if (!window.BX24) return say(trouble, texts.outside);
+    BX24.init(function () {
+      clearTimeout(patience);
+      ready = true;
+      say(done, '');
+      busy(false);
+    });
   });
 })();

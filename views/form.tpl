@@ -25,7 +25,7 @@
 <p class="done" id="done" role="status"></p>
 <noscript><p class="error">{{t['noscript']}}</p></noscript>
 </div>
-<script src="{{bx24_js}}"></script>
 <script>
 % include('form.js')
 </script>
+<script src="{{bx24_js}}"></script>
