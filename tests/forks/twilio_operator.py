@@ -43,7 +43,7 @@ class Twilio:
         to = "+" + re.sub(r"^8(?=\d{10}$)", "7", re.sub(r"\D", "", message["to"]))
         fields = {"To": to, "From": settings.get("from_number"), "Body": message["text"]}
         trouble, answer = Twilio.request(settings, "/Messages", fields, "POST", "in doubt")
-        return (trouble, answer) if trouble else ("sent", str(answer.get("sid")))
+        return (trouble, answer) if trouble else ("sent", answer.get("sid"))
 
     def statuses(settings, ids):
         found = {}
