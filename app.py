@@ -72,7 +72,7 @@ SMSRU_URL, SMSRU_TEST = env("SMSRU_URL", "https://sms.ru").rstrip("/"), env("SMS
 
 # Replace me: the sender as users see it in Bitrix24 (the pages' texts are in views/)
 SENDER_CODE, SENDER_NAME = env("SENDER_CODE", "fastsms"), "Provider FastSms"
-SENDER_DESCRIPTION = {"en": "Description sms provider", "ru": "Описание SMS-провайдера"}
+SENDER_DESCRIPTION = "Description sms provider"  # {"ru": ...} gets lost unless NAME is such too
 DEMO = " (demo: nothing is sent)"  # behind the name, as long as the operator is Demo
 
 HOUR, KEEP = 3600, 14 * 24 * 3600  # seconds; no message is kept longer than KEEP
@@ -98,8 +98,7 @@ def install():
     if "event" not in fields:
         return page("install", fields)
     if fields["event"] in ("ONAPPINSTALL", "ONAPPUPDATE"):
-        url = saved.get("public_url") or public_url()
-        register(CRest.install_app(CRest.check_token(fields), url), without_page=True)
+        register(CRest.install_app(CRest.check_token(fields)), public_url(), without_page=True)
     else:
         known = saved.get("application_token", "")
         given = fields.get("auth[application_token]", "")
@@ -117,31 +116,38 @@ def save():
 
     In: the frame's fields as they came, the operator's: api_key=... (empty keeps the saved one).
     Out: {"sender": {"CODE": "fastsms", ...}} for messageservice.sender.add. Errors: 400 key
-    refused, 403 see check_token(), 502 no answer. Differs from PHP: the step was left to you.
+    refused, 403 see check_token(), 503 no answer. Differs from PHP: the step was left to you.
     """
-    fields = form()
+    fields, url = form(), public_url()
     found, names = CRest.check_token(fields), [field["name"] for field in OPERATOR.FIELDS]
     typed = {name: fields[name].strip() for name in names if fields.get(name, "").strip()}
     trouble, _ = OPERATOR.check({**operator_settings(CRest.get_setting_data()), **typed})
     require(trouble != "key", 400, "OPERATOR_KEY: the operator does not accept it")
-    require(not trouble, 502, "OPERATOR_DOWN: the operator could not check it; try again later")
-    return {"sender": register(CRest.install_app(found, public_url(), **typed))}
+    require(not trouble, 503, "OPERATOR_DOWN: the operator could not check it; try again later")
+    return {"sender": register(CRest.install_app(found, **typed), url)}
 
 
-def register(settings, without_page=False):
-    """Bind the events; without a page also add the sender. Out: the parameters of sender.add"""
-    url, name = settings["public_url"], SENDER_NAME + DEMO * (OPERATOR is Demo)
+def register(settings, url, without_page=False):
+    """Move the sender that is there and the events to url; without a page also add the sender.
+
+    Out: the parameters of sender.add. Only then is url saved: until then /index warns.
+    """
+    name, events = SENDER_NAME + DEMO * (OPERATOR is Demo), ("ONAPPUPDATE", "ONAPPUNINSTALL")
     sender = {"CODE": SENDER_CODE, "TYPE": "SMS", "NAME": name, "DESCRIPTION": SENDER_DESCRIPTION,
               "HANDLER": f"{url}handler?key={settings['handler_key']}"}
-    calls = [("messageservice.sender.delete", {"CODE": SENDER_CODE}),
-             ("messageservice.sender.add", sender)] if without_page else []
-    for event in ("ONAPPUPDATE", "ONAPPUNINSTALL"):  # at no old address: tokens come along
-        calls += [("event.unbind", {"event": event}),
-                  ("event.bind", {"event": event, "handler": url + "install"})]
+    calls = [("messageservice.sender.update", sender)]
+    if without_page:
+        calls = [("messageservice.sender.delete", {"CODE": SENDER_CODE}),
+                 ("messageservice.sender.add", sender)]
+    bound = mapping(CRest.call("event.get", {}), "result").values()
+    # At no old address: tokens come along
+    calls += [("event.unbind", old) for old in bound if mapping(old).get("event") in events]
+    calls += [("event.bind", {"event": event, "handler": url + "install"}) for event in events]
     for method, params in calls:
         answer = CRest.call(method, params)
-        done = "result" in answer or "already" in str(answer) or re.search("delete|unbind", method)
-        require(done, 502, f"{answer.get('error')}: Bitrix24 did not take {method}; try again")
+        done = "result" in answer or re.search("already|NOT_FOUND", str(answer))
+        require(done, 503, f"{answer.get('error')}: Bitrix24 did not take {method}; try again")
+    CRest.change_setting_data(lambda saved: saved and {**saved, "public_url": url})
     return sender
 
 
@@ -261,16 +267,16 @@ def one_pass():
     Differs from PHP: 100 messages at a time, only final statuses, only one pass at a time.
     Replace me: with several portals, one pass for each.
     """
-    settings = CRest.get_setting_data()
+    settings, over = CRest.get_setting_data(), False
     totals = {**dict.fromkeys((*FINAL, "sent", "waiting"), 0), "errors": {}}
     if not settings:
         return {**totals, "errors": {"portal": "not installed: " + PRESS_SAVE}}
     try:
         with locked("statuses", wait=False):
             for batch in Queue.due(settings, 100):
-                if "portal" not in totals["errors"]:
+                if not over:
                     ask([m for m in batch if m["operator_id"] and not m["status"]], totals)
-                    report([m for m in batch if m["status"]], totals)
+                    over = report([m for m in batch if m["status"]], totals)
                 send_unsent([m for m in batch if not m["operator_id"] + m["status"]], totals)
     except BlockingIOError:
         return {**totals, "note": "another pass is running"}
@@ -311,7 +317,8 @@ def ask(batch, totals):
 
 
 def report(batch, totals):
-    """Tell Bitrix24; what it took, or never will, leaves the queue."""
+    """Tell Bitrix24; what it took, or never will, leaves the queue. Out: it takes no more now"""
+    over = False
     answer = CRest.call_batch({m["message_id"]: ("messageservice.message.status.update", {
         "CODE": SENDER_CODE, "MESSAGE_ID": m["message_id"], "STATUS": m["status"]}) for m in batch})
     for message in batch:
@@ -324,9 +331,11 @@ def report(batch, totals):
             CRest.set_log("dropped", message_id=name, error=error)
         else:  # the status is kept: the operator is not asked again
             totals["errors"]["portal"] = error + f": {PRESS_SAVE}" * (error in CRest.TOKENS)
+            over = over or not refused or error in CRest.TOKENS + CRest.LIMITS
             Queue.record(message, time.time() + RETRY_AFTER)
             continue
         Queue.remove(message)
+    return over
 
 
 # ---- checkserver.php ----------------------------------------------------------------------------
@@ -466,6 +475,7 @@ class CRest:
 
     FRAME = (("access_token", "AUTH_ID"), ("refresh_token", "REFRESH_ID"),
              ("application_token", "APPLICATION_TOKEN"))
+    LIMITS = ("QUERY_LIMIT_EXCEEDED", "OPERATION_TIME_LIMIT")
     NEVER = ("ERROR_MESSAGE_NOT_FOUND", "ERROR_MESSAGE_STATUS_INCORRECT")  # no use to try again
     TOKENS = ("expired_token", "invalid_token", "NO_AUTH_FOUND", "invalid_grant", "invalid_client",
               "ACCESS_DENIED", "user_access_error", "no_install_app")  # an administrator can mend
@@ -492,21 +502,23 @@ class CRest:
         """Believe the OAuth server about a token, and the portal about its administrator.
 
         In: a frame's or an event's fields, all of which can be forged. Out: what to save.
-        Errors: 403 not ours, another portal, no administrator; 502. ("app.info", "profile")
+        Errors: 403 not ours, another portal, no administrator; 503. ("app.info", "profile")
         """
         require(not MISSING, 503, f"NO_CLIENT_ID: set {' and '.join(MISSING)}, then restart")
         found = {name: fields.get(f"auth[{name}]" if "event" in fields else field, "")
                  for name, field in CRest.FRAME}
         status, answer = post(OAUTH_URL + "/rest/app.info", {"auth": found["access_token"]})
         answered = "result" in answer or status in (400, 401, 403)
-        require(answered, 502, "OAUTH_SERVER: the OAuth server did not answer; try again")
+        require(answered, 503, "OAUTH_SERVER: the OAuth server did not answer; try again")
         ours = mapping(answer, "result").get("client_id") == CLIENT_ID
         require(ours, 403, "WRONG_TOKEN: not a token of this application; reload the page")
         install = mapping(answer, "result", "install")
         found.update({name: str(install.get(name)) for name in ("member_id", "client_endpoint")})
         CRest.check_portal(found, CRest.get_setting_data())
-        profile = mapping(CRest.call_curl(found, "profile", {}), "result")
-        require(profile, 502, "PORTAL: Bitrix24 did not answer; try again")
+        answer = CRest.call_curl(found, "profile", {})
+        code = "ACCESS_DENIED" if answer.get("error") == "ACCESS_DENIED" else "PORTAL"
+        profile = mapping(answer, "result")
+        require(profile, 503, f"{code}: Bitrix24 did not let the application in; try again")
         require(profile.get("ADMIN") is True, 403, "NOT_ADMIN: only an administrator may do this")
         return found
 
@@ -514,13 +526,13 @@ class CRest:
         same = saved.get("member_id", found["member_id"]) == found["member_id"]
         require(same, 403, "OTHER_PORTAL: to move to another portal, delete settings.json")
 
-    def install_app(found, url, **typed):
+    def install_app(found, **typed):
         """Save a proven installation and the operator's fields; what is not given stays."""
         news = {name: value for name, value in found.items() if value}
 
         def change(saved):
             CRest.check_portal(found, saved)  # again, under the lock: two may install at once
-            return {"handler_key": token_urlsafe(24), **saved, **news, "public_url": url,
+            return {"handler_key": token_urlsafe(24), **saved, **news,
                     SMS_OPERATOR: {**saved.get(SMS_OPERATOR, {}), **typed}}
         return CRest.change_setting_data(change)
 
@@ -563,8 +575,9 @@ class CRest:
                 "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET})
             tokens = {name: answer.get(name) for name in ("access_token", "refresh_token")}
             if not all(isinstance(token, str) for token in tokens.values()):
-                dead = status in (400, 401, 403)
-                return {"error": "invalid_grant" if dead else answer.get("error", "oauth_server")}
+                code = answer.get("error", "oauth_server")
+                dead = status in (400, 401, 403) and code not in CRest.TOKENS
+                return {"error": "invalid_grant" if dead else code}
             CRest.set_setting_data({**settings, **tokens})
         return {**settings, **tokens}
 
@@ -592,8 +605,9 @@ class CRest:
     def check_server():
         """What to mend before the application can run here: no paths, no versions."""
         mend = [f"Set {name}, from the application's card in Bitrix24." for name in MISSING]
-        if PUBLIC_URL and not SECURE.match(PUBLIC_URL):
-            mend.append("PUBLIC_URL must begin with https://")
+        urls = {"PUBLIC_URL": PUBLIC_URL, "OAUTH_URL": OAUTH_URL, "SMSRU_URL": SMSRU_URL}
+        mend += [f"{name} must begin with https://" for name, url in urls.items()
+                 if url and not SECURE.match(url)]
         path = DATA_DIR / f"check-{token_hex(8)}"
         try:
             write(path, mend, time.time(), os.link)  # the queue needs hard links
@@ -609,7 +623,7 @@ os.umask(0o077)  # files 0600, folders 0700
 with suppress(OSError):  # checkserver tells
     for folder in (DATA_DIR, QUEUE, LOGS_DIR):
         folder.mkdir(parents=True, exist_ok=True)
-    DATA_DIR.chmod(0o700)  # it may come from git, readable by all
+        folder.chmod(0o700)  # it may come from git, readable by all
 
 
 def write(path, data, mtime, put=os.replace):
@@ -672,7 +686,7 @@ class Queue:
     def read(path, settings):
         """Out: the message, or None if it is gone or not ours. What can't be read is set aside."""
         try:
-            with open(path, "rb", buffering=0) as file:
+            with open(path, "r+b", buffering=0) as file:  # what can't be written is no use
                 message = json.loads(file.read())
             "".join([message[name] for name in ("to", "text", "operator_id", "status")])  # raises
             sum(message[name] for name in ("received", "sent", "tries", "doubts"))

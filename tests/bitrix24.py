@@ -361,11 +361,12 @@ class Portal(Calls, Party):
         return True
 
     def event_unbind(self, user, fields):
-        """ "event.unbind": without a handler all of the event's go; says how many went."""
+        """ "event.unbind": a handler of an event; says how many went."""
         administrator(user)
-        event, handler = fields.get("event", "").upper(), fields.get("handler")
-        stay = [one for one in self.bindings
-                if one["event"] != event or handler not in (None, one["handler"])]
+        old = {"event": fields.get("event", "").upper(), "handler": fields.get("handler", "")}
+        if not all(old.values()):
+            raise RestError("ERROR_ARGUMENT", "event and handler are required")
+        stay = [one for one in self.bindings if one != old]
         count, self.bindings = len(self.bindings) - len(stay), stay
         return {"count": count}
 
@@ -401,9 +402,13 @@ def check_code(code):
 
 
 def sender_fields(user, fields):
-    """Take the sender's own fields out of a request; NAME[ru] stays flat."""
+    """Take the sender's own fields out of a request; NAME[ru] stays flat.
+
+    As in the portal's own module, a NAME that is one text loses a DESCRIPTION in languages.
+    """
     administrator(user)
-    sender = {name: text for name, text in fields.items() if name != "auth"}
+    lost = [name for name in fields if name.startswith("DESCRIPTION[") and "NAME" in fields]
+    sender = {name: text for name, text in fields.items() if name not in ("auth", *lost)}
     check_code(sender.get("CODE", ""))
     return sender
 

@@ -47,6 +47,8 @@ def variable(name, value):
     (variable("C_REST_CLIENT_ID", None), "C_REST_CLIENT_ID"),
     (variable("C_REST_CLIENT_SECRET", None), "C_REST_CLIENT_SECRET"),
     (variable("PUBLIC_URL", "http://mydomain.ru/sms/"), "PUBLIC_URL"),
+    (variable("OAUTH_URL", "http://oauth.bitrix24.tech"), "OAUTH_URL"),
+    (variable("SMSRU_URL", "http://sms.ru"), "SMSRU_URL"),
     (spoil_data_dir, "DATA_DIR"),
 ])
 def test_what_to_mend_is_named_without_paths_and_versions(world, spoil, named):

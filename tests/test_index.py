@@ -5,7 +5,7 @@ from html import unescape
 
 import pytest
 import requests
-from portal import ADMINISTRATOR, EMPLOYEE, Browser, World, install
+from portal import ADMINISTRATOR, EMPLOYEE, Browser, World, install, until
 from test_install import reset
 
 KEY = "planted-operator-key-Wxyz"  # its end occurs in no random token
@@ -64,6 +64,18 @@ def test_the_last_pass_is_shown(ours):
     assert "<time" in browser.open("index").text
 
 
+@pytest.mark.parametrize(("error", "words"), [
+    ("invalid_grant", "press Save"), ("invalid_client", "C_REST_CLIENT_SECRET")])
+def test_a_refused_refresh_is_told_with_what_to_do(ours, error, words):
+    ours.smsru.delay = 0
+    ours.portal.send_message("+79990000000", "text")
+    ours.portal.expire_tokens()
+    ours.oauth.trouble = lambda method, path, fields: (
+        (401, {"error": error}, {}) if path == "/oauth/token/" else None)
+    until(lambda: ours.app.run("statuses")[0] == 1)
+    assert words in visible(Browser(ours).open("index", lang="en").text)
+
+
 def strangers(world):
     """Who opens the page, what the app answers."""
     elsewhere = world.another_portal()
@@ -92,7 +104,7 @@ def test_when_nobody_can_say_who_it_is_the_page_says_so(ours, party):
     url, fields = ours.portal.open_frame(ADMINISTRATOR, "index")
     getattr(ours, party).stop()
     answer = browser.post(url, fields)
-    assert answer.status_code == 502
+    assert answer.status_code == 503
     assert answer.headers["Content-Type"].lower().startswith("text/html")
     assert "Wxyz" not in answer.text
 
@@ -105,10 +117,14 @@ def test_before_the_installation_there_is_a_form_and_no_state(shared):
     assert browser.save(api_key="wrong").status_code == 400
 
 
+def moved(world):
+    """The same app at another address, as behind a new tunnel."""
+    world.app.stop()
+    return world.start_app(STATUSES_EVERY=0, RETRY_AFTER=1, DATA_DIR=world.app.data)
+
+
 def test_a_new_address_is_warned_about_and_save_repairs_it(ours):
-    old, browser = ours.app.url, Browser(ours)
-    ours.app.stop()
-    app = ours.start_app(STATUSES_EVERY=0, RETRY_AFTER=1, DATA_DIR=ours.app.data)
+    old, app, browser = ours.app.url, moved(ours), Browser(ours)
     page = visible(browser.open("index").text)
     assert old.rstrip("/") in page, "where Bitrix24 still sends its messages"
     assert app.url.rstrip("/") in page
@@ -120,6 +136,20 @@ def test_a_new_address_is_warned_about_and_save_repairs_it(ours):
     assert handlers == [app.url + "install"] * 2, "whoever has the old address gets no tokens"
     assert old.rstrip("/") not in visible(browser.open("index").text)
     assert ours.portal.send_message("+79990000000", "text")[1] == 200
+
+
+def test_a_new_address_is_warned_about_until_bitrix24_has_taken_it(ours):
+    old, app, browser = ours.app.url, moved(ours), Browser(ours)
+    ours.portal.trouble = lambda method, path, fields: (
+        (500, {"error": "INTERNAL_SERVER_ERROR"}, {}) if "messageservice.sender" in path else None)
+    browser.open("index")
+    assert browser.save(api_key="").status_code == 503
+    assert ours.portal.senders["fastsms"]["HANDLER"].startswith(old)
+    assert old.rstrip("/") in visible(browser.open("index").text)
+    ours.portal.trouble = None
+    assert browser.save(api_key="").status_code == 200
+    assert old.rstrip("/") not in visible(browser.open("index").text)
+    assert ours.portal.senders["fastsms"]["HANDLER"].startswith(app.url), "before the page's step"
 
 
 def test_hostile_values_are_escaped(ours):

@@ -136,6 +136,7 @@ def test_install_from_the_frame(blank):
     assert sorted(sender) == ["CODE", "DESCRIPTION", "HANDLER", "NAME", "TYPE"]
     assert (sender["CODE"], sender["TYPE"]) == ("fastsms", "SMS")
     assert "Provider FastSms" in str(sender["NAME"])
+    assert world.portal.senders["fastsms"]["DESCRIPTION"], "it gets lost beside a NAME of one text"
     assert re.fullmatch(re.escape(app.url) + r"handler\?key=[\w-]{20,}", sender["HANDLER"])
     assert handler(world) == sender["HANDLER"]
     assert bound(world) == [(event, app.url + "install") for event in EVENTS]
@@ -176,9 +177,9 @@ def unreachable(world):
     (None, "wrong key", 400, "OPERATOR_KEY"),
     (None, "", 400, "OPERATOR_KEY"),
     (refuse_with(301), GOOD_KEY, 400, "OPERATOR_KEY"),
-    (refuse_with(220), GOOD_KEY, 502, "OPERATOR_DOWN"),
-    (make_down, GOOD_KEY, 502, "OPERATOR_DOWN"),
-    (unreachable, GOOD_KEY, 502, "OPERATOR_DOWN"),
+    (refuse_with(220), GOOD_KEY, 503, "OPERATOR_DOWN"),
+    (make_down, GOOD_KEY, 503, "OPERATOR_DOWN"),
+    (unreachable, GOOD_KEY, 503, "OPERATOR_DOWN"),
 ])
 def test_a_key_that_is_not_accepted_saves_nothing_and_may_be_sent_again(
         blank, trouble, key, status, error):
@@ -210,10 +211,20 @@ def test_save_without_the_portal_or_its_oauth_server_saves_nothing(blank, party,
             getattr(world, party).start()
             getattr(world, party).trouble = lambda *request: (502, "<html>Bad Gateway", {})
         answer = browser.save(api_key=GOOD_KEY)
-        assert (answer.status_code, answer.json()["error"]) == (502, error), trouble
+        assert (answer.status_code, answer.json()["error"]) == (503, error), trouble
         assert settings(app) == {}
     getattr(world, party).trouble = None
     assert browser.save(api_key=GOOD_KEY).status_code == 200
+
+
+def test_a_portal_without_rest_says_so(blank):
+    """ "REST API is available only on commercial plans", with the code that employees get too."""
+    blank.portal.trouble = lambda *request: (401, {"error": "ACCESS_DENIED"}, {})
+    browser = Browser(blank)
+    browser.open("install")
+    answer = browser.save(api_key=GOOD_KEY)
+    assert (answer.status_code, answer.json()["error"]) == (503, "ACCESS_DENIED")
+    assert settings(blank.app) == {}
 
 
 def test_an_empty_key_keeps_the_saved_key(ours):
@@ -256,7 +267,7 @@ def test_an_event_that_is_not_bound_is_an_error_and_save_can_be_repeated(world):
     app.env["PUBLIC_URL"] = f"http://localhost:{app.env['PORT']}/"  # a host without a dot
     world.portal.app_url = app.start().url
     answer = install(world)
-    assert (answer.status_code, answer.json()["error"]) == (502, "ERROR_WRONG_HANDLER_URL")
+    assert (answer.status_code, answer.json()["error"]) == (503, "ERROR_WRONG_HANDLER_URL")
     app.stop()
     del app.env["PUBLIC_URL"]
     app.start()
@@ -319,6 +330,15 @@ def test_behind_a_proxy_that_strips_the_path(world):
         proxy.stop()
 
 
+def test_a_wrong_public_url_is_told_in_words(world):
+    world.start_app(STATUSES_EVERY=0, PUBLIC_URL="http://mydomain.ru/sms/")
+    browser = Browser(world)
+    browser.open("install")
+    assert browser.save(api_key=GOOD_KEY).json()["error"] == "WRONG_HOST"
+    assert settings(world.app) == {}
+    assert "задайте в PUBLIC_URL" in browser.open("index", lang="ru").text
+
+
 @pytest.mark.parametrize("given", ["https://mydomain.ru/sms/", "https://mydomain.ru/sms"])
 def test_public_url_keeps_its_path(world, given):
     world.start_app(STATUSES_EVERY=0, PUBLIC_URL=given)
@@ -341,6 +361,16 @@ def test_a_rest_only_installation_registers_the_sender_from_the_server(world, ol
     assert world.portal.send_message("+79990000000", "text")[1] == 200
     until(lambda: [one["msg"] for one in world.smsru.sent] == ["text"])
     assert settings(app)["refresh_token"] in world.oauth.refresh
+
+
+def test_a_rest_only_installation_moves_to_where_its_next_event_arrives(world):
+    first = world.start_app(STATUSES_EVERY=0, SMS_API_KEY=GOOD_KEY)
+    assert world.portal.fire("ONAPPINSTALL") == 200
+    first.stop()
+    second = world.start_app(STATUSES_EVERY=0, SMS_API_KEY=GOOD_KEY, DATA_DIR=first.data)
+    assert world.portal.fire("ONAPPINSTALL", second.url + "install") == 200
+    assert handler(world).startswith(second.url + "handler?key=")
+    assert bound(world) == [(event, second.url + "install") for event in EVENTS]
 
 
 def test_a_saved_key_wins_over_the_variable(world):

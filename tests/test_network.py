@@ -200,6 +200,7 @@ def test_an_answer_may_be_compressed(installed):
 
 @pytest.mark.parametrize(("answer", "error"), [
     ((400, {"error": "invalid_grant"}, {}), "invalid_grant: an administrator must"),
+    ((401, {"error": "invalid_client"}, {}), "invalid_client: an administrator must"),
     ((401, {"error": "wrong_client"}, {}), "invalid_grant: an administrator must"),
     ((402, {"error": "PAYMENT_REQUIRED"}, {}), "PAYMENT_REQUIRED"),
     ((429, "", {}), "HTTP_429"), ((200, {}, {}), "oauth_server")])

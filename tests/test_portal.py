@@ -139,6 +139,8 @@ def test_a_sender_may_be_named_in_two_languages(world):
     fields = {"NAME[ru]": "Быстрые", "NAME[en]": "Fast", "NAME": None}
     assert add(world, **fields).json()["result"] is True
     assert world.portal.senders["fastsms"]["NAME[ru]"] == "Быстрые"
+    assert add(world, CODE="mixed", **{"DESCRIPTION[ru]": "Быстро"}).json()["result"] is True
+    assert "DESCRIPTION[ru]" not in world.portal.senders["mixed"], "lost beside a NAME of one text"
 
 
 def test_the_status_call_takes_names_in_either_case(world):
@@ -156,6 +158,7 @@ def test_an_event_is_bound_once(world):
     assert "Handler already binded" in answer.json()["error_description"]
     bound = rest(world, "event.get").json()["result"]
     assert [one["event"] for one in bound] == ["ONAPPUPDATE"]
+    assert rest(world, "event.unbind", event="ONAPPUPDATE").status_code == 400  # whose?
     assert rest(world, "event.unbind", **bind).json()["result"] == {"count": 1}
 
 

@@ -367,14 +367,14 @@ def test_portal_trouble_does_not_stop_sending(world):
     assert len(world.portal.requests) == 1, "a portal in trouble is not pressed"
 
 
-def refuse_one(world, message_id, error):
-    """The portal answers a batch, with an error for one message and true for the others."""
+def refuse(world, error, *ids):
+    """The portal answers a batch, with an error for these messages and true for the others."""
     def trouble(method, path, fields):
         if path.endswith("batch.json"):
             names = [name[4:-1] for name in fields if name.startswith("cmd[")]
-            done = {name: True for name in names if name != message_id}
+            done = {name: True for name in names if name not in ids}
             errors = {name: {"error": error, "error_description": "no"} for name in names
-                      if name == message_id}
+                      if name in ids}
             return 200, {"result": {"result": done or [], "result_error": errors or []}}, {}
     world.portal.trouble = trouble
 
@@ -382,7 +382,7 @@ def refuse_one(world, message_id, error):
 @pytest.mark.parametrize("error", ["ERROR_MESSAGE_NOT_FOUND", "ERROR_MESSAGE_STATUS_INCORRECT"])
 def test_a_message_the_portal_will_never_take_is_dropped_with_a_line_in_the_log(world, error):
     first = on_its_way(world, "unknown", "known")[0]
-    refuse_one(world, first, error)
+    refuse(world, error, first)
     assert one_pass(world) == {**NOTHING, "delivered": 1}
     assert not stored(world.app)
     assert [line["message_id"] for line in logged(world.app, "dropped")] == [first]
@@ -397,13 +397,24 @@ def test_the_pretend_portal_says_so_itself(world):
 
 def test_an_error_that_may_heal_keeps_the_message_and_the_others_go(world):
     first = on_its_way(world, "refused", "taken")[0]
-    refuse_one(world, first, "ERROR_CORE")
+    refuse(world, "ERROR_CORE", first)
     totals = one_pass(world)
     assert (totals["delivered"], list(stored(world.app))) == (1, [first])
     assert totals["errors"] == {"portal": "ERROR_CORE"}
     world.portal.trouble = None
     make_due(world.app)
     assert one_pass(world) == {**NOTHING, "delivered": 1}
+
+
+@pytest.mark.parametrize(("error", "asked"), [
+    ("ERROR_CORE", 5), ("OPERATION_TIME_LIMIT", 2), ("invalid_token", 2)])
+def test_a_refused_status_ends_the_telling_only_if_it_concerns_all(world, error, asked):
+    ids = on_its_way(world, *map(str, range(201)))  # three times up to 100, in batches of 50
+    refuse(world, error, *ids[::20])
+    totals = one_pass(world)
+    assert totals["errors"]["portal"].startswith(error)
+    assert len(batches(world)) == asked
+    assert totals["delivered"] == {5: 190, 2: 95}[asked]
 
 
 @pytest.mark.parametrize(("days", "stays"), [(13, True), (15, False)])

@@ -28,8 +28,9 @@
 </dd>
 </dl>
 % for who, what in (last_pass or {}).get('errors', {}).items():
-%   what = 'press Save' if 'press Save' in what else what
-%   words = t.get(f'{who} {what}') or f'{t.get(who, who)} ({what})'
-<p class="note warning" data-saved="{{t['next pass']}}">{{words}}</p>
+%   code, press_save, _ = what.partition(': ')
+%   words = t.get(f'{who} {code}') or press_save and t['press Save']
+<p class="note warning" data-saved="{{t['next pass']}}">
+{{words or f'{t.get(who, who)} ({code})'}}</p>
 % end
 </section>

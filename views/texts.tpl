@@ -20,10 +20,10 @@ texts = {
     "no key": ("not saved yet", "ещё не сохранён"),
     "address": ("Address for Bitrix24", "Адрес для Битрикс24"),
     "no address": ("not registered yet: press Save", "ещё не зарегистрирован: нажмите «Сохранить»"),
-    "moved": ("The application was opened at {present}, but Bitrix24 sends messages to {saved}. "
+    "moved": ("The application's address is {present}, but Bitrix24 sends messages to {saved}. "
               "If the application has moved, press Save.",
-              "Приложение открыто по адресу {present}, но Битрикс24 отправляет сообщения на "
-              "{saved}. Если приложение переехало, нажмите «Сохранить»."),
+              "Адрес приложения — {present}, но Битрикс24 отправляет сообщения на {saved}. "
+              "Если приложение переехало, нажмите «Сохранить»."),
     "repaired": ("Bitrix24 now sends messages to this address.",
                  "Теперь Битрикс24 отправляет сообщения на этот адрес."),
     "waiting": ("Messages waiting", "Сообщений в очереди"),
@@ -51,9 +51,13 @@ texts = {
                           "Оператор оборвал связь без ответа; сообщение могло уйти дважды."),
     "portal": ("Bitrix24 could not be told about the statuses. The next passes try again.",
                "Не удалось сообщить статусы в Битрикс24. Следующие проходы попробуют снова."),
-    "portal press Save": ("Bitrix24 no longer accepts the saved authorization: press Save.",
-                          "Битрикс24 больше не принимает сохранённую авторизацию: "
-                          "нажмите «Сохранить»."),
+    "portal invalid_client": (
+        "Bitrix24 does not accept the application's client id and secret: check "
+        "C_REST_CLIENT_SECRET and restart.",
+        "Битрикс24 не принимает client_id и секрет приложения: проверьте "
+        "C_REST_CLIENT_SECRET и перезапустите приложение."),
+    "press Save": ("Bitrix24 no longer accepts the saved authorization: press Save.",
+                   "Битрикс24 больше не принимает сохранённую авторизацию: нажмите «Сохранить»."),
 
     # Opened outside Bitrix24
     "outside": ("Open this application in Bitrix24", "Откройте это приложение в Битрикс24"),
@@ -93,12 +97,18 @@ sayings = {
                      "Сервер авторизации Битрикс24 не ответил. Попробуйте позже."),
     "PORTAL": ("Bitrix24 did not answer the application. Try again later.",
                "Битрикс24 не ответил приложению. Попробуйте позже."),
+    "WRONG_HOST": ("The application's own address is not usable: set PUBLIC_URL to an address with "
+                   "https:// and restart.",
+                   "Собственный адрес приложения не годится: задайте в PUBLIC_URL адрес с https:// "
+                   "и перезапустите приложение."),
     "NO_CLIENT_ID": ("The application is not set up yet: its client id and secret are missing.",
                      "Приложение ещё не настроено: не заданы его client_id и секрет."),
     "NO_ANSWER": ("The application did not answer. Check the connection and try again.",
                   "Приложение не ответило. Проверьте соединение и попробуйте снова."),
-    "ACCESS_DENIED": ("Bitrix24 lets only an administrator register a provider.",
-                      "Битрикс24 разрешает регистрировать провайдер только администратору."),
+    "ACCESS_DENIED": ("Bitrix24 refuses the application access: REST needs a Marketplace subscription "
+                      "or its trial, and registering a provider an administrator.",
+                      "Битрикс24 отказывает приложению в доступе: для REST нужна подписка на "
+                      "Маркетплейс или её пробный период, для регистрации — администратор."),
     "insufficient_scope": ("The application lacks the right “messageservice”: add it in the "
                            "application's card and reinstall.",
                            "Приложению не хватает права messageservice: добавьте его в карточке "
