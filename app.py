@@ -410,12 +410,11 @@ SECURE = re.compile(r"https://\w|" + LOOPBACK.pattern)
 # A renamed portal stays in its zone, and so do its tokens: ".bitrix24.ru", or this machine
 ZONE = re.compile(r"https://[\w-]+(\.[\w-]+\.[\w.-]+)(:\d+)?/|" + LOOPBACK.pattern)
 HTTP = requests.Session()  # connects with the first request; tries again when nothing was sent
-for scheme in ("https://", "http://"):  # the very names that the Session has, or it takes its own
+for scheme in ("https://", "http://"):
     HTTP.mount(scheme, requests.adapters.HTTPAdapter(max_retries=urllib3.Retry(
-        connect=2, read=False, status=False, other=False, backoff_factor=0.3,
-        respect_retry_after_header=False)))
+        total=None, connect=2, read=False, other=False, backoff_factor=0.3)))
 HTTP.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))  # none, for anybody
-HTTP.get_redirect_target = lambda answer: None  # not even looked at: call_curl() knows one case
+HTTP.get_redirect_target = lambda answer: None  # allow_redirects=False would still read their body
 
 
 def post(url, fields=None, method="POST", **more):
