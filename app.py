@@ -58,7 +58,7 @@ CLIENT_ID, CLIENT_SECRET = env("C_REST_CLIENT_ID"), env("C_REST_CLIENT_SECRET")
 MISSING = [name for name in ("C_REST_CLIENT_ID", "C_REST_CLIENT_SECRET") if not env(name)]
 DATA_DIR = env("DATA_DIR", HERE / "data")  # a folder of its own: it becomes 0700
 QUEUE, SETTINGS = DATA_DIR / "queue", DATA_DIR / "settings.json"
-LOGS_DIR = env("C_REST_LOGS_DIR", DATA_DIR / "logs")
+LOGS_DIR, BLOCK_LOG = env("C_REST_LOGS_DIR", DATA_DIR / "logs"), env("C_REST_BLOCK_LOG") == "1"
 OAUTH_URL = env("OAUTH_URL", "https://oauth.bitrix24.tech").rstrip("/")
 BX24_JS_URL = env("BX24_JS_URL", "https://api.bitrix24.com/api/v1/")
 PUBLIC_URL = env("PUBLIC_URL")  # with its path, https://mydomain.ru/sms/
@@ -595,10 +595,10 @@ class CRest:
 
     def set_log(kind, **data):
         """Replace me. In: names, ids and codes; never a text, a token, a full number."""
-        if env("C_REST_BLOCK_LOG") != "1":  # on a full disk what is saved stays saved, log or not
+        if not BLOCK_LOG:
             now = time.strftime("%F %T")
             line = json.dumps({"time": now, "type": kind, **data}) + "\n"
-            with suppress(OSError):
+            with suppress(OSError):  # on a full disk what is saved stays saved, log or not
                 log_file(now).write(line.encode())
 
     def check_server():
