@@ -201,11 +201,11 @@ def handler():
         Queue.put(message, time.time() + RETRY_AFTER)
         # In the request's context: a fork may keep there which portal it is for
         POOL.submit(copy_context().run, complain, send, message["message_id"])
-    CRest.set_log("handler", fields=list(filter(NAME.fullmatch, sorted(fields))))
+    names = [name for name in sorted(fields) if re.fullmatch(r"[A-Za-z_]+(\[\w{1,20}\])*", name)]
+    CRest.set_log("handler", fields=names)  # PHP dumps all; here no text, not even as a name
     return {"result": True}
 
 
-NAME = re.compile(r"[A-Za-z_]+(\[\w{1,20}\])*")  # PHP dumps all; we log the names of fields
 # What an outcome means: a final status, a pause in seconds; None: a pause that doubles
 OUTCOMES = {"sent": ("", 0), "got through": ("sent", 0), "failed": ("failed", 0),
             "gave up": ("failed", 0), **dict.fromkeys(("limit", "later", "repeated"), ("", HOUR)),
