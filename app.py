@@ -206,13 +206,13 @@ def handler():
     return {"result": True}
 
 
-# What an outcome means: a final status, a pause in seconds; None: a pause that doubles
-OUTCOMES = {"sent": ("", 0), "got through": ("sent", 0), "failed": ("failed", 0),
-            "gave up": ("failed", 0), **dict.fromkeys(("limit", "later", "repeated"), ("", HOUR)),
-            **dict.fromkeys(("key", "money", "down", "repeat", "in doubt"), ("", None))}
-FINAL = ("delivered", "undelivered", "failed")  # what Bitrix24 is told
+# What becomes of a message: it is done with (its status), waits an hour, or longer each time
+DONE = {"sent": "", "got through": "sent", "failed": "failed", "gave up": "failed"}
+AN_HOUR = ("limit", "later", "repeated")  # "repeated": sent today already; "repeat": just now
+LONGER = ("key", "money", "down", "repeat", "in doubt")
 MISTAKE = ("in doubt", "a mistake in the operator's class")  # who knows what it has done
 ACCOUNT_TROUBLE = ("key", "money", "limit", "down", "in doubt")  # ends sending for a pass
+FINAL = ("delivered", "undelivered", "failed")  # the statuses that an operator may answer
 
 
 def send(message_id):
@@ -221,20 +221,21 @@ def send(message_id):
     with suppress(BlockingIOError, FileNotFoundError), Queue.claim(message_id, settings) as message:
         keys = operator_settings(settings)
         outcome, answer = hopeless(message) or operate(OPERATOR.send, keys, message)
-        if str(outcome) not in OUTCOMES:
+        if outcome not in (*DONE, *AN_HOUR, *LONGER):
             outcome, answer = MISTAKE
         if outcome in ("repeat", "repeated") and message["doubts"]:
             outcome = "got through"  # the operator knows the message: the first try was accepted
-        message["status"], pause = OUTCOMES[outcome]
-        doubling = min(RETRY_AFTER * 2 ** min(message["tries"], 20), HOUR)
-        message["operator_id"] = str(answer or "?") if outcome == "sent" else ""
+        pause = HOUR if outcome in AN_HOUR else RETRY_AFTER * 2 ** min(message["tries"], 20)
+        if outcome in DONE:
+            message.update(status=DONE[outcome], to="", text="", sent=now)  # keep little
+            pause = 0
+        if outcome == "sent":
+            message["operator_id"] = str(answer or "?")
+        else:
+            CRest.set_log("send", message_id=message_id, outcome=outcome, answer=str(answer))
         message["tries"] += 1
         message["doubts"] += outcome == "in doubt"
-        if pause == 0:
-            message.update(to="", text="", sent=now)  # keep little
-        if outcome != "sent":
-            CRest.set_log("send", message_id=message_id, outcome=outcome, answer=str(answer))
-        Queue.record(message, time.time() + (doubling if pause is None else pause))
+        Queue.record(message, time.time() + min(pause, HOUR))
     return outcome
 
 
