@@ -275,15 +275,14 @@ def one_pass():
     try:
         with locked("statuses", wait=False):
             for batch in Queue.due(settings, 100):
-                if not over:
+                if not over:  # what can't be told need not be asked
                     ask([m for m in batch if m["operator_id"] and not m["status"]], totals)
                     over = report([m for m in batch if m["status"]], totals)
-                send_unsent([m for m in batch if not m["operator_id"] + m["status"]], totals)
+                send_unsent([m for m in batch if not (m["operator_id"] or m["status"])], totals)
     except BlockingIOError:
         return {**totals, "note": "another pass is running"}
-    idle = not any(totals.values())
-    totals["waiting"] = Queue.waiting()
-    if not (idle and totals["waiting"]):  # what kept them waiting stays on the page until then
+    happened, totals["waiting"] = any(totals.values()), Queue.waiting()
+    if happened or not totals["waiting"]:  # else the page still says what they are waiting for
         CRest.set_log("statuses", **totals)
         last = {"last_pass": {"time": int(time.time()), **totals}}
         CRest.change_setting_data(lambda saved: saved and {**saved, **last})
