@@ -581,16 +581,17 @@ class CRest:
         return {**settings, **tokens}
 
     def call_batch(commands, halt=0):
-        """In: {name: (method, params)}, any number, 50 a request. Out: result, result_error."""
-        whole, names = {"result": {}, "result_error": {}}, list(commands)
-        while names and "error" not in whole:
-            some, names = names[:50], names[50:]
-            answer = CRest.call("batch", {"halt": halt, "cmd": {
-                name: commands[name][0] + "?" + urlencode(http_build_query(commands[name][1]))
-                for name in some}})
-            whole["result"].update(mapping(answer, "result", "result"))
-            whole["result_error"].update(mapping(answer, "result", "result_error"))
-            whole.update({"error": answer["error"]} if "error" in answer else {})
+        """In: {name: (method, params)}, 50 a request. Out: result, result_error; error ends it."""
+        whole = {"result": {}, "result_error": {}}
+        queries = [(name, f"{method}?{urlencode(http_build_query(params))}")
+                   for name, (method, params) in commands.items()]
+        for start in range(0, len(queries), 50):
+            cmd = dict(queries[start:start + 50])
+            answer = CRest.call("batch", {"halt": halt, "cmd": cmd})
+            for kind in ("result", "result_error"):
+                whole[kind].update(mapping(answer, "result", kind))
+            if "error" in answer:
+                return {**whole, "error": answer["error"]}
         return whole
 
     def set_log(kind, **data):
