@@ -638,8 +638,7 @@ def write(path, data, mtime, put=os.replace):
             os.fsync(file.fileno())
         put(aside, path)
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(aside)
+        Path(aside).unlink(missing_ok=True)
         folder = os.open(os.path.dirname(path), os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
@@ -748,8 +747,7 @@ class Queue:
             os.utime(Queue.path(message["message_id"]), (due, due))
 
     def remove(message):
-        with suppress(FileNotFoundError):
-            os.unlink(Queue.path(message["message_id"]))
+        Path(Queue.path(message["message_id"])).unlink(missing_ok=True)
 
     def waiting():
         return sum(name.endswith(".json") for name in os.listdir(QUEUE))
