@@ -459,11 +459,13 @@ def mapping(answer, *names):
 
 def http_build_query(value, name=""):
     """PHP's: true → 1, false → 0, null and empty lists vanish, a[b][0]=v. Out: [(name, text)]"""
-    if isinstance(value, (dict, list, tuple)):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        return [pair for key, item in items
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    if isinstance(value, dict):
+        return [pair for key, item in value.items()
                 for pair in http_build_query(item, f"{name}[{key}]" if name else key)]
-    return [] if value is None else [(name, int(value) if isinstance(value, bool) else value)]
+    value = int(value) if isinstance(value, bool) else value
+    return [] if value is None else [(name, value)]
 
 
 class CRest:
