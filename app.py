@@ -616,7 +616,7 @@ class CRest:
             mend = json.loads(path.read_text("utf-8"))
             path.unlink()
         except OSError as error:
-            mend.append(f"Let this user write to DATA_DIR: {error.strerror or error}.")
+            mend.append(f"Let this user write to DATA_DIR: {error.strerror}.")
         return mend
 
 
@@ -633,9 +633,9 @@ def write(path, data, mtime, put=os.replace):
     aside = f"{path}.{token_hex(8)}.tmp"
     whole = json.dumps(data, ensure_ascii=False).encode(errors="replace")
     try:
-        with open(aside, "xb", buffering=0) as file:
-            if file.write(whole) < len(whole):
-                raise OSError("the disk is full")
+        with open(aside, "xb") as file:
+            file.write(whole)
+            file.flush()  # a full disk raises here
             os.utime(file.fileno(), (mtime, mtime))
             os.fsync(file.fileno())
         put(aside, path)
