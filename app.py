@@ -774,7 +774,7 @@ class Demo:
                "ru": ("Ключ API", "Подойдёт любой: ничего не отправляется.")},)
 
     def check(settings):
-        return "" if settings["api_key"] else "key", ""
+        return ("" if settings["api_key"] else "key"), ""
 
     def send(settings, message):
         """Out: ("sent", the operator's id)"""
@@ -804,7 +804,7 @@ class SmsRu:
     FIELDS = ({"name": "api_key", "en": ("API key", "api_id, in your SMS.ru account's settings"),
                "ru": ("Ключ API", "api_id из настроек личного кабинета SMS.ru")},)
 
-    def request(path, settings, unsure="down", **fields):
+    def request(path, settings, unsure="down", **fields):  # Out: ("", its JSON) or outcome()
         status, answer = post(SMSRU_URL + path, dict(fields, api_id=settings["api_key"], json=1))
         if answer.get("status") == "OK":
             return "", answer
@@ -812,11 +812,11 @@ class SmsRu:
         return SmsRu.outcome(answer, unsure if lost else "down")
 
     def outcome(entry, unsure="down"):
-        code = str(entry.get("status_code"))
+        """What a code means, a note for the log. unsure: it was not SMS.ru that answered."""
+        code, known = str(entry.get("status_code")), entry.get("status") in ("OK", "ERROR")
         words = entry.get("status_text") if code in ("204", "214", "221", "550") else ""
-        known = entry.get("status") in ("OK", "ERROR")
-        note = f"{code} " + re.sub(r"\S*\d\S*|\S{25,}", "…", str(words))[:100]
-        return SMSRU_CODES.get(code, "failed") if known else unsure, note
+        note = f"{code} " + re.sub(r"\S*\d\S*|\S{25,}", "…", str(words))[:100]  # no number, no key
+        return (SMSRU_CODES.get(code, "failed") if known else unsure), note
 
     def check(settings):
         return SmsRu.request("/auth/check", settings)
