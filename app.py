@@ -410,9 +410,8 @@ SECURE = re.compile(r"https://\w|" + LOOPBACK.pattern)
 # A renamed portal stays in its zone, and so do its tokens: ".bitrix24.ru", or this machine
 ZONE = re.compile(r"https://[\w-]+(\.[\w-]+\.[\w.-]+)(:\d+)?/|" + LOOPBACK.pattern)
 HTTP = requests.Session()  # connects with the first request; tries again when nothing was sent
-for scheme in ("https://", "http://"):
-    HTTP.mount(scheme, requests.adapters.HTTPAdapter(max_retries=urllib3.Retry(
-        total=None, connect=2, read=False, other=False, backoff_factor=0.3)))
+for one in HTTP.adapters.values():
+    one.max_retries = urllib3.Retry(None, connect=2, read=False, other=False, backoff_factor=0.3)
 HTTP.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))  # none, for anybody
 HTTP.get_redirect_target = lambda answer: None  # allow_redirects=False would still read their body
 
