@@ -78,7 +78,7 @@ DEMO = " (demo: nothing is sent)"  # behind the name, as long as the operator is
 HOUR, KEEP = 3600, 14 * 24 * 3600  # seconds; no message is kept longer than KEEP
 MAX_BODY, MAX_ANSWER = 100 * 1024, 1024 * 1024  # bytes that come in, bytes of an answer
 TIMEOUT = (5, 30)  # seconds to connect, seconds of silence
-PAUSES_503 = (0.5, 1, 2, 4, 8, 0)  # seconds; Bitrix24's bucket lets 2 requests a second through
+PAUSES_503 = (0.5, 1, 2, 4, 8, 0)  # seconds after each try, the last; 2 requests a second pass
 PRESS_SAVE = "an administrator must open the application and press Save"
 STOP = threading.Event()  # set by SIGTERM and Ctrl-C
 app = application = Bottle()  # WSGI servers look for "application"
@@ -327,11 +327,12 @@ def report(batch, totals):
         error = code_of(refused or answer.get("error", "lost"))
         if name in answer["result"]:
             totals[message["status"]] += 1
-        elif error in CRest.NEVER or time.time() - message["received"] > KEEP:
+        elif error in CRest.NEVER_HEALS or time.time() - message["received"] > KEEP:
             CRest.set_log("dropped", message_id=name, error=error)
         else:  # the status is kept: the operator is not asked again
-            totals["errors"]["portal"] = error + f": {PRESS_SAVE}" * (error in CRest.TOKENS)
-            over = over or not refused or error in CRest.TOKENS + CRest.LIMITS
+            heals = error in CRest.SAVE_HEALS
+            totals["errors"]["portal"] = f"{error}: {PRESS_SAVE}" if heals else error
+            over = over or not refused or heals or error in CRest.LIMITS  # it concerns them all
             Queue.record(message, time.time() + RETRY_AFTER)
             continue
         Queue.remove(message)
@@ -474,11 +475,11 @@ class CRest:
     """
 
     FRAME = (("access_token", "AUTH_ID"), ("refresh_token", "REFRESH_ID"),
-             ("application_token", "APPLICATION_TOKEN"))
+             ("application_token", "APPLICATION_TOKEN"))  # (ours and an event's, a frame's)
     LIMITS = ("QUERY_LIMIT_EXCEEDED", "OPERATION_TIME_LIMIT")
-    NEVER = ("ERROR_MESSAGE_NOT_FOUND", "ERROR_MESSAGE_STATUS_INCORRECT")  # no use to try again
-    TOKENS = ("expired_token", "invalid_token", "NO_AUTH_FOUND", "invalid_grant", "invalid_client",
-              "ACCESS_DENIED", "user_access_error", "no_install_app")  # an administrator can mend
+    NEVER_HEALS = ("ERROR_MESSAGE_NOT_FOUND", "ERROR_MESSAGE_STATUS_INCORRECT")
+    SAVE_HEALS = ("expired_token", "invalid_token", "NO_AUTH_FOUND", "invalid_grant",
+                  "invalid_client", "ACCESS_DENIED", "user_access_error", "no_install_app")
 
     def get_setting_data():
         """Replace me: read the settings from your store. Out: {} before the installation."""
@@ -528,7 +529,7 @@ class CRest:
 
     def install_app(found, **typed):
         """Save a proven installation and the operator's fields; what is not given stays."""
-        news = {name: value for name, value in found.items() if value}
+        news = {name: value for name, value in found.items() if value}  # an old portal's frame
 
         def change(saved):
             CRest.check_portal(found, saved)  # again, under the lock: two may install at once
@@ -564,19 +565,19 @@ class CRest:
         return answer
 
     def get_new_auth(expired):
-        """Who comes second finds the winner's token under the lock, and uses that. ("OAuth 2.0")"""
+        """Out: settings with a new token, whoever got it, or {"error": "CODE"} ("OAuth 2.0")"""
         with locked("settings"):
             settings = CRest.get_setting_data()
             if settings.get("access_token") != expired["access_token"]:
                 return settings
-            CRest.set_setting_data(settings)  # on a full disk the new tokens would be lost
+            CRest.set_setting_data(settings)  # a full disk raises before the old ones are spent
             status, answer = post(OAUTH_URL + "/oauth/token/", {
                 "grant_type": "refresh_token", "refresh_token": settings["refresh_token"],
                 "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET})
             tokens = {name: answer.get(name) for name in ("access_token", "refresh_token")}
             if not all(isinstance(token, str) for token in tokens.values()):
                 code = answer.get("error", "oauth_server")
-                dead = status in (400, 401, 403) and code not in CRest.TOKENS
+                dead = status in (400, 401, 403) and code not in CRest.SAVE_HEALS
                 return {"error": "invalid_grant" if dead else code}
             CRest.set_setting_data({**settings, **tokens})
         return {**settings, **tokens}
