@@ -45,7 +45,7 @@ from bottle import Bottle, HTTPResponse, request, response, template
 
 
 # ---- Settings (settings.php): the environment, then constants with their units ------------------
-def env(name, default=""):
+def env(name, default=""):  # in the default's own type: text, a number, a Path
     try:
         return type(default)(os.environ.get(name) or default)
     except ValueError:
@@ -53,7 +53,7 @@ def env(name, default=""):
 
 
 HERE = Path(__file__).resolve().parent
-VIEWS = [str(HERE / "views")]
+VIEWS = [str(HERE / "views")]  # one list for good: bottle's cache of templates knows it by its id
 CLIENT_ID, CLIENT_SECRET = env("C_REST_CLIENT_ID"), env("C_REST_CLIENT_SECRET")
 MISSING = [name for name in ("C_REST_CLIENT_ID", "C_REST_CLIENT_SECRET") if not env(name)]
 DATA_DIR = env("DATA_DIR", HERE / "data")  # a folder of its own: it becomes 0700
@@ -199,7 +199,7 @@ def handler():
                "tries": 0, "doubts": 0, "operator_id": "", "sent": 0, "status": ""}
     with suppress(FileExistsError, RuntimeError):  # it waits already; the pool has ended
         Queue.put(message, time.time() + RETRY_AFTER)
-        # In the request's context: a fork may keep there which portal it is for
+        # In a copy of the request's context: a fork keeps there which portal it is for
         POOL.submit(copy_context().run, complain, send, message["message_id"])
     names = [name for name in sorted(fields) if re.fullmatch(r"[A-Za-z_]+(\[\w{1,20}\])*", name)]
     CRest.set_log("handler", fields=names)  # PHP dumps all; here no text, not even as a name
@@ -300,15 +300,15 @@ def send_unsent(batch, totals):
 
 
 def ask(batch, totals):
-    """Ask the operator what became of them, in one request."""
+    """Ask the operator what became of them, in one request; what is too old is undelivered."""
     ids = sorted({message["operator_id"] for message in batch})
     keys = operator_settings(CRest.get_setting_data())
-    asks = ids and totals["errors"].get("operator") in (None, "money", "limit")
+    asks = ids and totals["errors"].get("operator") in (None, "money", "limit")  # asking is free
     trouble, found = operate(OPERATOR.statuses, keys, ids) if asks else ("", {})
     if trouble:
         totals["errors"]["operator"] = trouble if trouble in ACCOUNT_TROUBLE else "down"
     for message in batch:
-        age = max(0, time.time() - message["sent"])
+        age = max(0, time.time() - message["sent"])  # 0: the clock was set back
         old = "undelivered" if age > GIVE_UP_WAITING * HOUR else ""
         status = mapping(found).get(message["operator_id"])
         message["status"] = status if status in FINAL else old
@@ -431,7 +431,7 @@ def post(url, fields=None, method="POST", **more):
         with got, suppress(ValueError, RecursionError):  # HTML, or nothing that JSON knows
             answer = json.loads(got.raw.read(MAX_ANSWER, decode_content=True))
     except (requests.RequestException, urllib3.exceptions.HTTPError):
-        unsent = "in connect\n" in traceback.format_exc()  # DNS, TCP, a proxy, TLS's handshake
+        unsent = "in connect\n" in traceback.format_exc()  # raised in there: DNS, TCP, proxy, TLS
         return 0, {"error": "unreachable" if unsent else "no_answer"}
     status, known = got.status_code, isinstance(answer, dict)
     if status == 504 or status < 300 and not known:  # it may have got through
@@ -711,12 +711,12 @@ class Queue:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             state = os.fstat(file.fileno())
             message = os.path.samestat(os.stat(path), state) and Queue.read(path, settings)
-            if not message or message["operator_id"] or message["status"]:
+            if not message or message["operator_id"] or message["status"]:  # replaced, or done
                 raise BlockingIOError("somebody else had it")
             if state.st_mtime in (0, 1):  # its sender was killed
                 message["doubts"] = int(state.st_mtime) + 1
                 CRest.set_log("in doubt", message_id=message_id)
-            os.utime(file.fileno(), (0, min(message["doubts"], 1)))
+            os.utime(file.fileno(), (0, min(message["doubts"], 1)))  # (atime, mtime)
             os.fsync(file.fileno())
             yield message
 
@@ -842,7 +842,7 @@ OPERATORS = {"demo": Demo, "smsru": SmsRu}
 OPERATOR = OPERATORS.get(SMS_OPERATOR) or sys.exit(f"SMS_OPERATOR is one of {', '.join(OPERATORS)}")
 
 
-def operator_settings(settings):
+def operator_settings(settings):  # every field as text; SMS_API_KEY until a key is saved
     empty = {field["name"]: "" for field in OPERATOR.FIELDS}
     return {**empty, "api_key": SMS_API_KEY, **settings.get(SMS_OPERATOR, {})}
 
@@ -862,7 +862,7 @@ class Connection(WSGIRequestHandler):
     timeout = 30  # seconds of silence
     wbufsize = -1  # an answer leaves in one piece
 
-    def log_message(self, *words):  # not the query: it holds the secret
+    def log_message(self, *words):  # the path, the status; not the query: it holds the secret
         path = getattr(self, "path", "").partition("?")[0]
         sys.stderr.write(f"{time.strftime('%F %T')} {path!r} {words[-2]}\n")
 
@@ -877,7 +877,7 @@ def complain(work, *args):
 
 def passes():
     """In a thread of its own, so that a burst in POOL does not hold it up."""
-    while not STOP.wait(STATUSES_EVERY or None):
+    while not STOP.wait(STATUSES_EVERY or None):  # None: no pass, only the end
         complain(one_pass)
 
 
