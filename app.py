@@ -726,11 +726,11 @@ class Queue:
         for file in (*os.scandir(QUEUE), *DATA_DIR.glob("*.tmp")):
             with suppress(OSError):  # it is gone, or a folder
                 mtime = os.lstat(file).st_mtime
-                if not file.name.endswith(".json"):
-                    if now - mtime > (24 * HOUR if file.name.endswith(".tmp") else KEEP):
-                        os.unlink(file)
-                elif not now < mtime <= now + HOUR:  # farther off than any pause: the clock was set
-                    found.append((mtime, f"{QUEUE}/{file.name}"))
+                if file.name.endswith(".json"):
+                    if not now < mtime <= now + HOUR:  # farther off than any pause: a clock was set
+                        found.append((mtime, f"{QUEUE}/{file.name}"))
+                elif now - mtime > (24 * HOUR if file.name.endswith(".tmp") else KEEP):
+                    os.unlink(file)
         found.sort()
         for start in range(0, len(found), size):
             if STOP.is_set():
@@ -889,7 +889,7 @@ def main(command=""):
         print(json.dumps(totals))
         sys.exit(bool(totals["errors"]))
     mend = CRest.check_server()
-    print(*mend or ["This server can run the application."], sep="\n")
+    print("\n".join(mend) or "This server can run the application.")
     if command == "checkserver":
         sys.exit(bool(mend))
     note = DEMO * (OPERATOR is Demo)
