@@ -449,20 +449,18 @@ def code_of(error):
 
 
 def mapping(answer, *names):
-    """answer[name][name], or {} where it is not what it should be; PHP writes {} as []."""
+    """answer[name][name] as a dict, {} where there is none; a list is {"0": ...}, as for PHP."""
     for name in names:
-        answer = answer.get(name) if isinstance(answer, dict) else None
-        if isinstance(answer, list):
-            answer = {str(number): item for number, item in enumerate(answer)}
+        answer = mapping(answer).get(name)
+    if isinstance(answer, (list, tuple)):
+        answer = {str(number): item for number, item in enumerate(answer)}
     return answer if isinstance(answer, dict) else {}
 
 
 def http_build_query(value, name=""):
     """PHP's: true → 1, false → 0, null and empty lists vanish, a[b][0]=v. Out: [(name, text)]"""
-    if isinstance(value, (list, tuple)):
-        value = dict(enumerate(value))
-    if isinstance(value, dict):
-        return [pair for key, item in value.items()
+    if isinstance(value, (dict, list, tuple)):
+        return [pair for key, item in mapping(value).items()
                 for pair in http_build_query(item, f"{name}[{key}]" if name else key)]
     value = int(value) if isinstance(value, bool) else value
     return [] if value is None else [(name, value)]
@@ -827,8 +825,7 @@ class SmsRu:
                                         msg=message["text"], test=SMSRU_TEST or None)
         if trouble:
             return trouble, answer
-        entries = mapping(answer, "sms")
-        entry = mapping(entries, *list(entries)[:1])  # the only one, whatever its key
+        entry = mapping(list(mapping(answer, "sms").values()), "0")  # the only one, under any key
         sent = entry.get("status") == "OK"
         return ("sent", entry.get("sms_id")) if sent else SmsRu.outcome(entry, "in doubt")
 
