@@ -132,7 +132,9 @@ def register(settings, url, without_page=False):
 
     Out: the parameters of sender.add. Only then is url saved: until then /index warns.
     """
-    name, events = SENDER_NAME + DEMO * (OPERATOR is Demo), ("ONAPPUPDATE", "ONAPPUNINSTALL")
+    name, events = SENDER_NAME, ("ONAPPUPDATE", "ONAPPUNINSTALL")
+    if OPERATOR is Demo:
+        name += DEMO
     sender = {"CODE": SENDER_CODE, "TYPE": "SMS", "NAME": name, "DESCRIPTION": SENDER_DESCRIPTION,
               "HANDLER": f"{url}handler?key={settings['handler_key']}"}
     calls = [("messageservice.sender.update", sender)]
@@ -165,7 +167,7 @@ def index():
         if "AUTH_ID" in fields and not MISSING:
             CRest.check_token(fields)
             settings = CRest.get_setting_data()
-            keys = {name: "••••" + key[-4:] * (len(key) > 8)
+            keys = {name: "••••" + (key[-4:] if len(key) > 8 else "")
                     for name, key in operator_settings(settings).items() if key}
             state = {"keys": keys, "waiting": Queue.waiting(), "present": public_url(),
                      "saved": settings.get("public_url"), "last_pass": settings.get("last_pass")}
@@ -365,8 +367,9 @@ def form():
 
 def page(name, fields, **state):
     """The frame's own tokens go back in this very page, which only its portal may frame."""
+    scheme = "http" if fields.get("PROTOCOL") == "0" else "https"
     host = re.fullmatch(r"[\w.-]+(:\d+)?", fields.get("DOMAIN", ""), re.ASCII)
-    portal = f"http{'' if fields.get('PROTOCOL') == '0' else 's'}://{host[0]}" if host else "'none'"
+    portal = f"{scheme}://{host[0]}" if host else "'none'"
     response.set_header("Content-Security-Policy", "frame-ancestors " + portal)
     return template(name if "AUTH_ID" in fields else "outside", fields=fields, missing=MISSING,
                     ru=fields.get("LANG") == "ru", operator=OPERATOR, bx24_js=BX24_JS_URL,
@@ -889,7 +892,7 @@ def main(command=""):
     print("\n".join(mend) or "This server can run the application.")
     if command == "checkserver":
         sys.exit(bool(mend))
-    note = DEMO * (OPERATOR is Demo)
+    note = DEMO if OPERATOR is Demo else ""
     print(f"http://{HOST}:{PORT}/ with the operator {SMS_OPERATOR}{note}", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=passes).start()
