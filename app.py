@@ -543,14 +543,13 @@ class CRest:
         settings = CRest.get_setting_data()
         answer = CRest.call_curl(settings, method, params)
         if answer.get("error") == "expired_token":  # never before, or the app may get blocked
-            settings = CRest.get_new_auth(settings)
-            answer = settings if "error" in settings else CRest.call_curl(settings, method, params)
+            answer = CRest.call_curl(CRest.get_new_auth(settings), method, params)
         return answer
 
     def call_curl(settings, method, params):
         """A busy portal (503) is waited for; a renamed one (302) followed, the POST intact."""
-        if not settings:
-            return {"error": "no_install_app"}
+        if "access_token" not in settings:  # not installed, or not renewed
+            return {"error": settings.get("error", "no_install_app")}
         fields = http_build_query({"auth": settings["access_token"], **params})
         url, hops = f"{settings['client_endpoint']}{method}.json", 0
         for pause in PAUSES_503:
