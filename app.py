@@ -248,7 +248,7 @@ def operate(function, *args):
 
 
 def hopeless(message):
-    """Why a message is not sent at all, if so."""
+    """Why a message is not sent at all. Out: an outcome and a note, as from send(), or None."""
     if message["doubts"] > 1 or time.time() - message["received"] > GIVE_UP_UNSENT * HOUR:
         return "gave up", ""
     sendable = re.search(r"\d", message["to"]) and message["text"].strip()
@@ -452,7 +452,7 @@ def code_of(error):
 
 
 def mapping(answer, *names):
-    """answer[name][name] as a dict, {} where there is none; a list is {"0": ...}, as for PHP."""
+    """answer[name][name] as a dict, or {}; a list is {"0": ...}, because PHP writes {} as []."""
     for name in names:
         answer = mapping(answer).get(name)
     if isinstance(answer, (list, tuple)):
@@ -568,7 +568,7 @@ class CRest:
         """Out: settings with a new token, whoever got it, or {"error": "CODE"} ("OAuth 2.0")"""
         with locked("settings"):
             settings = CRest.get_setting_data()
-            if settings.get("access_token") != expired["access_token"]:
+            if settings.get("access_token") != expired["access_token"]:  # somebody was faster
                 return settings
             CRest.set_setting_data(settings)  # a full disk raises before the old ones are spent
             status, answer = post(OAUTH_URL + "/oauth/token/", {
@@ -648,7 +648,7 @@ def write(path, data, mtime, put=os.replace):
 
 @lru_cache(maxsize=1)
 def settings_file(inode, mtime):
-    """Read again when it is another file, as after each write()."""
+    """For the cache: read again when it is another file, as after each write()."""
     return json.loads(SETTINGS.read_bytes())
 
 
@@ -701,7 +701,7 @@ class Queue:
         except (ValueError, LookupError, TypeError, RecursionError, IsADirectoryError,
                 PermissionError):
             CRest.set_log("unreadable", message_id=Path(path).stem)
-            os.rename(path, path[:-len("json")] + "unreadable")
+            os.rename(path, Path(path).with_suffix(".unreadable"))
 
     @contextmanager
     def claim(message_id, settings):
