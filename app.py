@@ -248,7 +248,7 @@ def operate(function, *args):
 
 
 def hopeless(message):
-    """Why a message is not sent at all. Out: an outcome and a note, as from send(), or None."""
+    """Why a message is not sent at all. Out: an outcome and a note, as an operator's, or None."""
     if message["doubts"] > 1 or time.time() - message["received"] > GIVE_UP_UNSENT * HOUR:
         return "gave up", ""
     sendable = re.search(r"\d", message["to"]) and message["text"].strip()
@@ -329,15 +329,15 @@ def report(batch, totals):
         error = code_of(refused or answer.get("error", "lost"))
         if name in answer["result"]:
             totals[message["status"]] += 1
+            Queue.remove(message)
         elif error in CRest.NEVER_HEALS or time.time() - message["received"] > KEEP:
             CRest.set_log("dropped", message_id=name, error=error)
+            Queue.remove(message)
         else:  # the status is kept: the operator is not asked again
             heals = error in CRest.SAVE_HEALS
             totals["errors"]["portal"] = f"{error}: {PRESS_SAVE}" if heals else error
             over = over or not refused or heals or error in CRest.LIMITS  # it concerns them all
             Queue.record(message, time.time() + RETRY_AFTER)
-            continue
-        Queue.remove(message)
     return over
 
 
@@ -437,7 +437,7 @@ def post(url, fields=None, method="POST", **more):
         unsent = "in connect\n" in traceback.format_exc()  # raised in there: DNS, TCP, proxy, TLS
         return 0, {"error": "unreachable" if unsent else "no_answer"}
     status, known = got.status_code, isinstance(answer, dict)
-    if status == 504 or status < 300 and not known:  # it may have got through
+    if status == 504 or (status < 300 and not known):  # it may have got through
         return 0, {"error": "no_answer"}
     if 300 <= status < 400 or not known:
         answer = {"error": f"HTTP_{status}", "location": got.headers.get("Location", "")}
