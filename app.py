@@ -202,7 +202,7 @@ def handler():
     with suppress(FileExistsError, RuntimeError):  # it waits already; the pool has ended
         Queue.put(message, time.time() + RETRY_AFTER)
         # In a copy of the request's context: a fork keeps there which portal it is for
-        POOL.submit(copy_context().run, complain, send, message["message_id"])
+        POOL.submit(copy_context().run, attempt, send, message["message_id"])
     names = [name for name in sorted(fields) if re.fullmatch(r"[A-Za-z_]+(\[\w{1,20}\])*", name)]
     CRest.set_log("handler", fields=names)  # PHP dumps all; here no text, not even as a name
     return {"result": True}
@@ -243,7 +243,7 @@ def send(message_id):
 
 def operate(function, *args):
     """Ask an operator. Out: its answer, a pair; MISTAKE if it raises or answers something else."""
-    answer = complain(function, *args)
+    answer = attempt(function, *args)
     return answer if isinstance(answer, tuple) and len(answer) == 2 else MISTAKE
 
 
@@ -866,8 +866,8 @@ class Connection(WSGIRequestHandler):
         sys.stderr.write(f"{time.strftime('%F %T')} {path!r} {words[-2]}\n")
 
 
-def complain(work, *args):
-    """What goes wrong here has no one to tell: the output shows it. Out: None then."""
+def attempt(work, *args):
+    """Where nobody waits for an answer: what goes wrong is in the output. Out: None then."""
     try:
         return work(*args)
     except Exception:
@@ -877,7 +877,7 @@ def complain(work, *args):
 def passes():
     """In a thread of its own, so that a burst in POOL does not hold it up."""
     while not STOP.wait(STATUSES_EVERY or None):  # None: no pass, only the end
-        complain(one_pass)
+        attempt(one_pass)
 
 
 def main(command=""):
