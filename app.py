@@ -490,7 +490,7 @@ class CRest:
         return {}
 
     def set_setting_data(settings):
-        """Replace me: write them to your store."""
+        """Replace me: write them to your store. In: {} when the application is uninstalled."""
         write(SETTINGS, settings, time.time())
 
     def change_setting_data(change):
@@ -524,12 +524,12 @@ class CRest:
         require(profile.get("ADMIN") is True, 403, "NOT_ADMIN: only an administrator may do this")
         return found
 
-    def check_portal(found, saved):
+    def check_portal(found, saved):  # the first portal that is installed is the only one
         same = saved.get("member_id", found["member_id"]) == found["member_id"]
         require(same, 403, "OTHER_PORTAL: to move to another portal, delete settings.json")
 
     def install_app(found, **typed):
-        """Save a proven installation and the operator's fields; what is not given stays."""
+        """Save what is proven and typed; what is not given stays, and so does the handler_key."""
         news = {name: value for name, value in found.items() if value}  # an old portal's frame
 
         def change(saved):
@@ -739,7 +739,7 @@ class Queue:
             yield [message for message in messages if message]
 
     def record(message, due):
-        """Replaces the message; never brings one back that clear() took away meanwhile."""
+        """Replace the message if it is still there: what clear() took must not come back."""
         with suppress(FileNotFoundError):
             write(Queue.path(message["message_id"]), message, due, lambda aside, path: (
                 os.path.exists(path) and os.replace(aside, path)))
@@ -755,7 +755,7 @@ class Queue:
         return sum(name.endswith(".json") for name in os.listdir(QUEUE))
 
     def clear():
-        """Until nothing is left: what record() has begun to write must not come back."""
+        """Until nothing is left: a record() may be under way."""
         while left := list(QUEUE.iterdir()):
             for path in left:
                 path.unlink(missing_ok=True)
