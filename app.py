@@ -791,6 +791,7 @@ class Demo:
         return "", {i: "undelivered" if i.endswith("-01") else "delivered" for i in old}
 
 
+# SMS.ru's codes: what became of a message ("": it is under way), what is in the way of sending it
 SMSRU = {"delivered": (103, 110), "undelivered": (104, 105, 106, 107, 108, 150),
          "": (-1, 100, 101, 102), "key": (200, 300, 301, 302), "money": (201,), "limit": (206,),
          "down": (220, 500), "later": (230, 233), "repeat": (231,), "repeated": (232,),
@@ -812,7 +813,7 @@ class SmsRu:
         return SmsRu.outcome(answer, unsure if lost else "down")
 
     def outcome(entry, unsure="down"):
-        """What a code means, a note for the log. unsure: it was not SMS.ru that answered."""
+        """The code's meaning (unsure: not SMS.ru's answer); a note: it, what the account lacks."""
         code, known = str(entry.get("status_code")), entry.get("status") in ("OK", "ERROR")
         words = entry.get("status_text") if code in ("204", "214", "221", "550") else ""
         note = f"{code} " + re.sub(r"\S*\d\S*|\S{25,}", "…", str(words))[:100]  # no number, no key
