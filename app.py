@@ -203,11 +203,11 @@ def handler():
         Queue.put(message, time.time() + RETRY_AFTER)
         # In a copy of the request's context: a fork keeps there which portal it is for
         POOL.submit(copy_context().run, attempt, send, message["message_id"])
-    names = [name for name in sorted(fields) if re.fullmatch(r"[A-Za-z_]+(\[\w{1,20}\])*", name)]
-    CRest.set_log("handler", fields=names)  # PHP dumps all; here no text, not even as a name
+    CRest.set_log("handler", fields=[name for name in sorted(fields) if NAME.fullmatch(name)])
     return {"result": True}
 
 
+NAME = re.compile(r"[A-Za-z_]+(\[\w{1,20}\])*")  # PHP dumps all; we log what looks like a name
 # What becomes of a message: it is done with (its status), waits an hour, or longer each time
 DONE = {"sent": "", "got through": "sent", "failed": "failed", "gave up": "failed"}
 AN_HOUR = ("limit", "later", "repeated")  # "repeated": sent today already; "repeat": just now
@@ -640,7 +640,8 @@ def write(path, data, mtime, put=os.replace):
             os.fsync(file.fileno())
         put(aside, path)
     finally:
-        Path(aside).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(aside)
         folder = os.open(os.path.dirname(path), os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
