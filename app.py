@@ -32,7 +32,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from functools import lru_cache
-from http.cookiejar import DefaultCookiePolicy
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from secrets import compare_digest, token_hex, token_urlsafe
@@ -104,7 +103,8 @@ def install():
         given = fields.get("auth[application_token]", "")
         proven = known and compare_digest(known.encode(), given.encode())
         require(proven and fields["event"] == "ONAPPUNINSTALL", 403, "WRONG_EVENT: not our portal")
-        CRest.change_setting_data(lambda saved: {})
+        with locked("settings"):
+            CRest.set_setting_data({})
         if fields.get("data[CLEAN]") == "1":
             Queue.clear()
     return {"result": True}
@@ -137,10 +137,8 @@ def register(settings, url, without_page=False):
         name += DEMO
     sender = {"CODE": SENDER_CODE, "TYPE": "SMS", "NAME": name, "DESCRIPTION": SENDER_DESCRIPTION,
               "HANDLER": f"{url}handler?key={settings['handler_key']}"}
-    calls = [("messageservice.sender.update", sender)]
-    if without_page:
-        calls = [("messageservice.sender.delete", {"CODE": SENDER_CODE}),
-                 ("messageservice.sender.add", sender)]
+    steps = ("delete", "add") if without_page else ("update",)
+    calls = [("messageservice.sender." + step, sender) for step in steps]
     bound = mapping(CRest.call("event.get", {}), "result").values()
     # At no old address: tokens come along
     calls += [("event.unbind", old) for old in bound if mapping(old).get("event") in events]
@@ -149,7 +147,7 @@ def register(settings, url, without_page=False):
         answer = CRest.call(method, params)
         done = "result" in answer or re.search("already|NOT_FOUND", str(answer))
         require(done, 503, f"{answer.get('error')}: Bitrix24 did not take {method}; try again")
-    CRest.change_setting_data(lambda saved: saved and {**saved, "public_url": url})
+    CRest.update_setting_data(public_url=url)
     return sender
 
 
@@ -286,8 +284,7 @@ def one_pass():
     happened, totals["waiting"] = any(totals.values()), Queue.waiting()
     if happened or not totals["waiting"]:  # else the page still says what they are waiting for
         CRest.set_log("statuses", **totals)
-        last = {"last_pass": {"time": int(time.time()), **totals}}
-        CRest.change_setting_data(lambda saved: saved and {**saved, **last})
+        CRest.update_setting_data(last_pass={"time": int(time.time()), **totals})
     return totals
 
 
@@ -416,7 +413,7 @@ ZONE = re.compile(r"https://[\w-]+(\.[\w-]+\.[\w.-]+)(:\d+)?/|" + LOOPBACK.patte
 HTTP = requests.Session()  # connects with the first request; tries again when nothing was sent
 for one in HTTP.adapters.values():
     one.max_retries = urllib3.Retry(None, connect=2, read=False, other=False, backoff_factor=0.3)
-HTTP.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))  # none, for anybody
+HTTP.cookies.set_cookie = lambda *_: None  # one user's session must not meet another's token
 HTTP.get_redirect_target = lambda answer: None  # allow_redirects=False would still read their body
 
 
@@ -493,12 +490,11 @@ class CRest:
         """Replace me: write them to your store. In: {} when the application is uninstalled."""
         write(SETTINGS, settings, time.time())
 
-    def change_setting_data(change):
-        """Read, change(settings) and write, under one lock. Out: the new settings."""
+    def update_setting_data(**news):
+        """Change these, under the lock; none if the application was uninstalled meanwhile."""
         with locked("settings"):
-            settings = change(CRest.get_setting_data())
-            CRest.set_setting_data(settings)
-        return settings
+            settings = CRest.get_setting_data()
+            CRest.set_setting_data(settings and {**settings, **news})
 
     def check_token(fields):
         """Believe the OAuth server about a token, and the portal about its administrator.
@@ -530,13 +526,14 @@ class CRest:
 
     def install_app(found, **typed):
         """Save what is proven and typed; what is not given stays, and so does the handler_key."""
-        news = {name: value for name, value in found.items() if value}  # an old portal's frame
-
-        def change(saved):
+        with locked("settings"):
+            saved = CRest.get_setting_data()
             CRest.check_portal(found, saved)  # again, under the lock: two may install at once
-            return {"handler_key": token_urlsafe(24), **saved, **news,
-                    SMS_OPERATOR: {**saved.get(SMS_OPERATOR, {}), **typed}}
-        return CRest.change_setting_data(change)
+            settings = {"handler_key": token_urlsafe(24), **saved,
+                        **{name: value for name, value in found.items() if value},
+                        SMS_OPERATOR: {**saved.get(SMS_OPERATOR, {}), **typed}}
+            CRest.set_setting_data(settings)
+        return settings
 
     def call(method, params):
         """One REST method with the saved tokens. Out: {"result": ...} or {"error": "CODE"}"""
@@ -560,8 +557,7 @@ class CRest:
             elif status != 503 or STOP.wait(pause):
                 break
         if hops and "result" in answer:
-            moved = {"client_endpoint": url.rpartition(method)[0]}
-            CRest.change_setting_data(lambda saved: saved and {**saved, **moved})
+            CRest.update_setting_data(client_endpoint=url.rpartition(method)[0])
         return answer
 
     def get_new_auth(expired):
