@@ -137,18 +137,26 @@ def register(settings, url, without_page=False):
         name += DEMO
     sender = {"CODE": SENDER_CODE, "TYPE": "SMS", "NAME": name, "DESCRIPTION": SENDER_DESCRIPTION,
               "HANDLER": f"{url}handler?key={settings['handler_key']}"}
-    steps = ("delete", "add") if without_page else ("update",)
-    calls = [("messageservice.sender." + step, sender) for step in steps]
-    bound = mapping(CRest.call("event.get", {}), "result").values()
-    # At no old address: tokens come along
-    calls += [("event.unbind", old) for old in bound if mapping(old).get("event") in events]
-    calls += [("event.bind", {"event": event, "handler": url + "install"}) for event in events]
-    for method, params in calls:
-        answer = CRest.call(method, params)
-        done = "result" in answer or re.search("already|NOT_FOUND", str(answer))
-        require(done, 503, f"{answer.get('error')}: Bitrix24 did not take {method}; try again")
+    for step in ("delete", "add") if without_page else ("update",):
+        must("messageservice.sender." + step, sender)
+    bound = mapping(must("event.get", {}), "result").values()
+    for event in events:
+        must("event.bind", {"event": event, "handler": url + "install"})
+    for old in map(mapping, bound):  # at no old address: tokens come along
+        if old.get("event") in events and old.get("handler") != url + "install":
+            must("event.unbind", old)
     CRest.update_setting_data(public_url=url)
     return sender
+
+
+def must(method, params):
+    """Call Bitrix24, or refuse with its error. What is there already, or isn't there, is fine."""
+    answer = CRest.call(method, params)
+    error = answer.get("error")
+    fine = "already" in str(answer) or error == "ERROR_SENDER_NOT_FOUND"
+    old_portal = error == "ERROR_METHOD_NOT_FOUND" and method.endswith("update")
+    require("result" in answer or fine or old_portal, 503, f"{error}: no {method}; try again")
+    return answer
 
 
 # ---- index.php: the settings page ---------------------------------------------------------------
@@ -430,7 +438,7 @@ def post(url, fields=None, method="POST", **more):
         got = HTTP.request(method, url, data=fields, timeout=TIMEOUT, stream=True, **more)
         with got, suppress(ValueError, RecursionError):  # HTML, or nothing that JSON knows
             answer = json.loads(got.raw.read(MAX_ANSWER, decode_content=True))
-    except (requests.RequestException, urllib3.exceptions.HTTPError):
+    except (requests.RequestException, urllib3.exceptions.HTTPError, UnicodeError):
         unsent = "in connect\n" in traceback.format_exc()  # raised in there: DNS, TCP, proxy, TLS
         return 0, {"error": "unreachable" if unsent else "no_answer"}
     status, known = got.status_code, isinstance(answer, dict)
@@ -606,8 +614,9 @@ class CRest:
         urls = {"PUBLIC_URL": PUBLIC_URL, "OAUTH_URL": OAUTH_URL, "SMSRU_URL": SMSRU_URL}
         mend += [f"{name} must begin with https://" for name, url in urls.items()
                  if url and not SECURE.match(url)]
-        path = DATA_DIR / f"check-{token_hex(8)}"
+        path = QUEUE / f"check-{token_hex(8)}"
         try:
+            CRest.get_setting_data()  # of another user, since a pass ran as root?
             write(path, mend, time.time(), os.link)  # the queue needs hard links
             mend = json.loads(path.read_text("utf-8"))
             path.unlink()
@@ -618,8 +627,8 @@ class CRest:
 
 # ---- data/: whole files, locks, the queue -------------------------------------------------------
 os.umask(0o077)  # files 0600, folders 0700
-with suppress(OSError):  # checkserver tells
-    for folder in (DATA_DIR, QUEUE, LOGS_DIR):
+for folder in (DATA_DIR, QUEUE, LOGS_DIR):
+    with suppress(OSError):  # checkserver tells; a volume that is not ours keeps its mode
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)  # it may come from git, readable by all
 
@@ -811,7 +820,7 @@ class SmsRu:
 
     def outcome(entry, unsure="down"):
         """The code's meaning (unsure: not SMS.ru's answer); a note: it, what the account lacks."""
-        code, known = str(entry.get("status_code")), entry.get("status") in ("OK", "ERROR")
+        code, known = str(entry.get("status_code"))[:4], entry.get("status") in ("OK", "ERROR")
         words = entry.get("status_text") if code in ("204", "214", "221", "550") else ""
         note = f"{code} " + re.sub(r"\S*\d\S*|\S{25,}", "…", str(words))[:100]  # no number, no key
         return (SMSRU_CODES.get(code, "failed") if known else unsure), note
@@ -881,6 +890,8 @@ def passes():
 def main(command=""):
     if command not in ("", "statuses", "checkserver"):
         sys.exit("Usage: python app.py [statuses | checkserver]")
+    if os.path.exists(SETTINGS) and SETTINGS.stat().st_uid != os.geteuid():
+        sys.exit("settings.json belongs to another user: run this as the one who runs the app")
     if command == "statuses":
         totals = one_pass()
         print(json.dumps(totals))

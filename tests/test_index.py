@@ -64,6 +64,14 @@ def test_the_last_pass_is_shown(ours):
     assert "<time" in browser.open("index").text
 
 
+def test_what_the_messages_wait_for_stays_on_the_page(ours):
+    ours.smsru.down = True
+    ours.portal.send_message("+79990000000", "text")
+    until(lambda: ours.app.run("statuses")[0] == 1)
+    assert ours.app.run("statuses")[0] == 0, "nothing is due"
+    assert "operator did not answer" in visible(Browser(ours).open("index", lang="en").text)
+
+
 @pytest.mark.parametrize(("error", "words"), [
     ("invalid_grant", "press Save"), ("invalid_client", "C_REST_CLIENT_SECRET")])
 def test_a_refused_refresh_is_told_with_what_to_do(ours, error, words):
@@ -150,6 +158,29 @@ def test_a_new_address_is_warned_about_until_bitrix24_has_taken_it(ours):
     assert browser.save(api_key="").status_code == 200
     assert old.rstrip("/") not in visible(browser.open("index").text)
     assert ours.portal.senders["fastsms"]["HANDLER"].startswith(app.url), "before the page's step"
+
+
+@pytest.mark.parametrize("method", ["event.get", "event.bind", "event.unbind"])
+def test_a_save_that_fails_leaves_an_address_without_its_events_nowhere(ours, method):
+    before, old = list(ours.portal.bindings), ours.app.url
+    moved(ours)
+    browser = Browser(ours)
+    browser.open("index")
+    ours.portal.trouble = lambda _, path, fields: (
+        (500, {"error": "INTERNAL_SERVER_ERROR"}, {}) if path.endswith(method + ".json") else None)
+    assert browser.save(api_key="").status_code == 503
+    assert [one for one in before if one not in ours.portal.bindings] == []
+    assert old.rstrip("/") in visible(browser.open("index").text), "it still gets tokens"
+
+
+def test_a_forks_own_events_stay_bound(ours):
+    own = {"event": "ONCRMDEALADD", "handler": ours.app.url + "deals"}
+    ours.portal.bindings.append(own)
+    moved(ours)
+    browser = Browser(ours)
+    browser.open("index")
+    assert browser.save(api_key="").status_code == 200
+    assert own in ours.portal.bindings
 
 
 def test_hostile_values_are_escaped(ours):

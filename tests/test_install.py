@@ -373,6 +373,15 @@ def test_a_rest_only_installation_moves_to_where_its_next_event_arrives(world):
     assert bound(world) == [(event, second.url + "install") for event in EVENTS]
 
 
+@pytest.mark.parametrize("method", ["sender.delete", "sender.add", "event.bind"])
+def test_a_rest_only_installation_says_what_bitrix24_refused(world, method):
+    world.start_app(STATUSES_EVERY=0, SMS_API_KEY=GOOD_KEY)
+    world.portal.trouble = lambda _, path, fields: (
+        (404, {"error": "ERROR_METHOD_NOT_FOUND"}, {}) if path.endswith(method + ".json") else None)
+    assert world.portal.fire("ONAPPINSTALL") == 503
+    assert "public_url" not in settings(world.app)
+
+
 def test_a_saved_key_wins_over_the_variable(world):
     world.smsru.keys.add("the saved key")
     world.start_app(STATUSES_EVERY=0, SMS_API_KEY="the key of the environment")

@@ -213,6 +213,14 @@ def test_an_administrator_is_called_only_where_he_can_help(installed, answer, er
     assert ("administrator" in error) == ("administrator" in told)
 
 
+@pytest.mark.usefixtures("on_its_way")
+def test_a_token_that_no_request_can_carry_is_an_error_with_a_name(installed):
+    installed.portal.expire_tokens()
+    installed.oauth.trouble = lambda method, path, fields: (
+        200, {"access_token": "\ud800", "refresh_token": "\ud800"}, {})
+    assert one_pass(installed)["errors"]["portal"] == "no_answer"
+
+
 @pytest.mark.parametrize("code", ["expired_token", "invalid_token", "NO_AUTH_FOUND"])
 @pytest.mark.usefixtures("on_its_way")
 def test_where_the_portal_knows_no_token_of_ours_an_administrator_is_called(installed, code):

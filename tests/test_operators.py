@@ -141,6 +141,15 @@ def test_what_the_account_does_not_allow_is_logged_in_the_operators_words(shop, 
     assert "Имя не согласовано" in logged(shop.app, "send", message_id)[0]["answer"]
 
 
+def test_a_code_that_is_a_text_leaves_nothing_in_the_log(shop):
+    shop.smsru.trouble = lambda method, path, fields: (200, {"status": "ERROR", "status_code": (
+        f"no {fields.get('to')} {fields.get('msg')} {fields.get('api_id')}")}, {})
+    message_id = send(shop, "planted text", "+79250000002")
+    tried(shop.app, message_id)
+    log = "".join(path.read_text("utf-8") for path in shop.app.data.glob("logs/*"))
+    assert [secret for secret in ("9250000002", "planted text", GOOD_KEY) if secret in log] == []
+
+
 FINAL = {103: "delivered", 110: "delivered", 999: "failed",
          **dict.fromkeys((104, 105, 106, 107, 108, 150), "undelivered"),
          **dict.fromkeys((-1, 100, 101, 102))}
