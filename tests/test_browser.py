@@ -164,6 +164,12 @@ def test_the_key_cannot_be_changed_while_it_is_being_saved(tab, box, hold):
     tab.page("index", key="••••" + GOOD_KEY[-4:])
 
 
+def test_a_short_key_shows_nothing_of_itself(ready, box):
+    box.smsru.keys.add("tiny-key")
+    ready.save("tiny-key")
+    assert ready.page("index", key="••••")["done"]
+
+
 def test_an_operator_that_is_down_is_told_at_the_field(tab):
     tab.open().page("install")
     tab.click("#switch-operator-down")
