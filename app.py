@@ -616,7 +616,6 @@ class CRest:
                  if url and not SECURE.match(url)]
         path = QUEUE / f"check-{token_hex(8)}"
         try:
-            CRest.get_setting_data()  # of another user, since a pass ran as root?
             write(path, mend, time.time(), os.link)  # the queue needs hard links
             mend = json.loads(path.read_text("utf-8"))
             path.unlink()

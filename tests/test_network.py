@@ -217,7 +217,7 @@ def test_an_administrator_is_called_only_where_he_can_help(installed, answer, er
 def test_a_token_that_no_request_can_carry_is_an_error_with_a_name(installed):
     installed.portal.expire_tokens()
     installed.oauth.trouble = lambda method, path, fields: (
-        200, {"access_token": "\ud800", "refresh_token": "\ud800"}, {})
+        200, r'{"access_token": "\ud800", "refresh_token": "\ud800"}', {})
     assert one_pass(installed)["errors"]["portal"] == "no_answer"
 
 
