@@ -50,9 +50,8 @@ def test_a_pass_by_another_user_is_refused_before_its_files_lock_the_app_out(wor
     path = world.app.data / "settings.json"
     os.chown(path, 65534, 65534)
     try:
-        for command in ("statuses", "checkserver"):
-            assert world.app.run(command)[0] == 1
-        assert world.app.output().count("belongs to another user") == 2
+        assert world.app.run("statuses")[0] == 1
+        assert "belongs to another user" in world.app.output()
         assert path.stat().st_uid == 65534
     finally:
         os.chown(path, 0, 0)
