@@ -77,7 +77,7 @@ DEMO = " (demo: nothing is sent)"  # behind the name, as long as the operator is
 HOUR, KEEP = 3600, 14 * 24 * 3600  # seconds; no message is kept longer than KEEP
 MAX_BODY, MAX_ANSWER = 100 * 1024, 1024 * 1024  # bytes that come in, bytes of an answer
 TIMEOUT = (5, 30)  # seconds to connect, seconds of silence
-PAUSES_503 = (0.5, 1, 2, 4, 8, 0)  # seconds after each try, the last; 2 requests a second pass
+PAUSES_503 = (0.5, 1, 2, 4, 8, 0)  # seconds after each try; Bitrix24 takes 2 requests a second
 PRESS_SAVE = "an administrator must open the application and press Save"
 STOP = threading.Event()  # set by SIGTERM and Ctrl-C
 app = application = Bottle()  # WSGI servers look for "application"
@@ -166,7 +166,7 @@ def index():
     """The same form without installFinish, filled with what is saved, for an administrator only.
 
     In: the frame's fields, as install(). Out: the page, with the key's last four characters, the
-    messages waiting, the last pass, and a warning if HANDLER is not where this page was opened.
+    messages waiting, the last pass, and a warning if HANDLER is not at the app's present address.
     """
     fields, state = form(), {}
     try:
@@ -482,7 +482,7 @@ class CRest:
 
     FRAME = (("access_token", "AUTH_ID"), ("refresh_token", "REFRESH_ID"),
              ("application_token", "APPLICATION_TOKEN"))  # (ours and an event's, a frame's)
-    LIMITS = ("QUERY_LIMIT_EXCEEDED", "OPERATION_TIME_LIMIT")
+    LIMITS = ("QUERY_LIMIT_EXCEEDED", "OPERATION_TIME_LIMIT", "insufficient_scope")
     NEVER_HEALS = ("ERROR_MESSAGE_NOT_FOUND", "ERROR_MESSAGE_STATUS_INCORRECT")
     SAVE_HEALS = ("expired_token", "invalid_token", "NO_AUTH_FOUND", "invalid_grant",
                   "invalid_client", "ACCESS_DENIED", "user_access_error", "no_install_app")
@@ -622,6 +622,8 @@ class CRest:
             path.unlink()
         except OSError as error:
             mend.append(f"Let this user write to DATA_DIR: {error.strerror}.")
+        except ValueError:
+            mend.append("settings.json is damaged: delete it, then install again.")
         return mend
 
 

@@ -65,6 +65,15 @@ def test_what_to_mend_is_named_without_paths_and_versions(world, spoil, named):
     assert any(named in line for line in ask(app).json()["result"])
 
 
+def test_damaged_settings_are_named_too(world):
+    app = world.new_app()
+    app.data.mkdir()
+    (app.data / "settings.json").touch()
+    code, output = app.run("checkserver")
+    assert (code, "settings.json" in output) == (1, True)
+    assert "Traceback" not in app.output()
+
+
 @pytest.mark.parametrize("url", [
     "https://mydomain.ru/sms/", "https://sms.mydomain.ru:8443", "http://127.0.0.1:8080/sms/"])
 def test_a_good_public_url_is_not_complained_about(world, url):

@@ -408,7 +408,8 @@ def test_an_error_that_may_heal_keeps_the_message_and_the_others_go(world):
 
 
 @pytest.mark.parametrize(("errors", "asked"), [
-    (["ERROR_CORE"], 5), (["OPERATION_TIME_LIMIT"], 2), (["ERROR_CORE", "invalid_token"], 2)])
+    (["ERROR_CORE"], 5), (["OPERATION_TIME_LIMIT"], 2), (["insufficient_scope"], 2),
+    (["ERROR_CORE", "invalid_token"], 2)])
 def test_a_refused_status_ends_the_telling_only_if_it_concerns_all(world, errors, asked):
     ids = on_its_way(world, *map(str, range(201)))  # three times up to 100, in batches of 50
     refuse(world, dict(zip(ids[::20], itertools.cycle(errors))))
