@@ -309,7 +309,8 @@ def test_no_message_is_lost_doubled_or_sent_with_the_others_key(two):
         assert history(portal, message_id)[-1] == "delivered"
         doubt = len(logged(two, "in doubt", message_id))
         assert 1 <= received(two, f"{portal.member_id} {number}") <= 1 + doubt
-    used = {(one["api_id"], one["msg"].split()[0]) for one in calls(two.smsru, "/sms/send")}
+    used = {(one["api_id"], one["msg"].split()[0]) for one in calls(two.smsru, "/sms/send")
+            if one}  # the kill may cut a request before its body
     assert used == {(GOOD_KEY, two.first.member_id), (OTHER_KEY, two.second.member_id)}
     assert len(calls(two.oauth, "/oauth/token/")) == 2
 
