@@ -71,7 +71,7 @@ SMSRU_URL, SMSRU_TEST = env("SMSRU_URL", "https://sms.ru").rstrip("/"), env("SMS
 
 # Replace me: the sender as users see it in Bitrix24 (the pages' texts are in views/)
 SENDER_CODE, SENDER_NAME = env("SENDER_CODE", "fastsms"), "Provider FastSms"
-SENDER_DESCRIPTION = "Description sms provider"  # {"ru": ...} gets lost unless NAME is such too
+SENDER_DESCRIPTION = "Description sms provider"  # one text, as NAME: {"ru": ...} would get lost
 DEMO = " (demo: nothing is sent)"  # behind the name, as long as the operator is Demo
 
 HOUR, KEEP = 3600, 14 * 24 * 3600  # seconds; no message is kept longer than KEEP
@@ -150,7 +150,7 @@ def register(settings, url, without_page=False):
 
 
 def must(method, params):
-    """Call Bitrix24, or refuse with its error. What is there already, or isn't there, is fine."""
+    """Call Bitrix24, or refuse with its error; fine: there already, not there, no sender.update."""
     answer = CRest.call(method, params)
     error = answer.get("error")
     fine = "already" in str(answer) or error == "ERROR_SENDER_NOT_FOUND"
@@ -482,7 +482,7 @@ class CRest:
 
     FRAME = (("access_token", "AUTH_ID"), ("refresh_token", "REFRESH_ID"),
              ("application_token", "APPLICATION_TOKEN"))  # (ours and an event's, a frame's)
-    LIMITS = ("QUERY_LIMIT_EXCEEDED", "OPERATION_TIME_LIMIT", "insufficient_scope")
+    LIMITS = ("QUERY_LIMIT_EXCEEDED", "OPERATION_TIME_LIMIT", "insufficient_scope")  # for all
     NEVER_HEALS = ("ERROR_MESSAGE_NOT_FOUND", "ERROR_MESSAGE_STATUS_INCORRECT")
     SAVE_HEALS = ("expired_token", "invalid_token", "NO_AUTH_FOUND", "invalid_grant",
                   "invalid_client", "ACCESS_DENIED", "user_access_error", "no_install_app")
@@ -821,7 +821,7 @@ class SmsRu:
         return SmsRu.outcome(answer, unsure if lost else "down")
 
     def outcome(entry, unsure="down"):
-        """The code's meaning (unsure: not SMS.ru's answer); a note: it, what the account lacks."""
+        """What the code means, or unsure if SMS.ru did not write this; a note for the log."""
         code, known = str(entry.get("status_code"))[:4], entry.get("status") in ("OK", "ERROR")
         words = entry.get("status_text") if code in ("204", "214", "221", "550") else ""
         note = f"{code} " + re.sub(r"\S*\d\S*|\S{25,}", "…", str(words))[:100]  # no number, no key
@@ -836,7 +836,7 @@ class SmsRu:
                                         msg=message["text"], test=SMSRU_TEST or None)
         if trouble:
             return trouble, answer
-        entry = mapping(list(mapping(answer, "sms").values()), "0")  # the only one, under any key
+        entry = mapping(next(iter(mapping(answer, "sms").values()), {}))  # the only one, any key
         sent = entry.get("status") == "OK"
         return ("sent", entry.get("sms_id")) if sent else SmsRu.outcome(entry, "in doubt")
 

@@ -115,7 +115,7 @@
   document.querySelectorAll('time').forEach((time) => {
     time.textContent = new Date(time.dateTime).toLocaleString(document.documentElement.lang);
   });
-  const patience = setTimeout(() => say(trouble, texts.outside), 5000); // no portal, no BX24.js
+  const patience = setTimeout(() => say(trouble, texts.outside), 5000); // BX24.js comes later, or never
   window.addEventListener('load', function () {
     if (!window.BX24) return say(trouble, texts.outside);
     BX24.init(function () {
