@@ -1,20 +1,21 @@
 """A Bitrix24 message provider in one file: the tutorial's PHP scripts, one to one, in Python.
 
-Bitrix24 asks us to send a text message. We save it, answer, hand it to an SMS operator, ask the
-operator what became of it and report that back.
+Bitrix24 asks us to send a text message. We save it, answer, hand it to an SMS operator, ask
+the operator what became of it and report that back.
 
     settings.php     the environment            "Settings" below
-    install.php      POST /install              install()       the form; application events
-                     POST /save                 save()          what the form's onsubmit sends
-    index.php        POST /index, POST /        index()         the settings page
-    handler.php      POST /handler?key=SECRET   handler()       takes one message
-    statuses.php     GET /statuses?key=SECRET   statuses()      one pass over the queue
-    checkserver.php  GET /checkserver           checkserver()   can this server run it?
-    crest.php                                   class CRest
-    (some queue)     data/queue/                class Queue
+    install.php      POST /install              install()     the form; application events
+                     POST /save                 save()        what the form's onsubmit sends
+    index.php        POST /index, POST /        index()       the settings page
+    handler.php      POST /handler?key=SECRET   handler()     takes one message
+    statuses.php     GET /statuses?key=SECRET   statuses()    one pass over the queue
+    checkserver.php  GET /checkserver           checkserver() can this server run it?
+    crest.php                                   class CRest   calls Bitrix24, renews tokens
+    (some queue)     data/queue/                class Queue   the folder says how far one is:
+                                                              new → sending → sent | failed
     (operator's API)                            class Demo, class SmsRu
 
-Replace here: whatever is marked "Replace me"; "Differs from PHP" marks what is not as in PHP.
+"Replace me" marks what a fork replaces; "Differs from PHP", what is not as in PHP, and why.
 Left out on purpose, but in tests/forks/: several portals, a database, pushed receipts.
 """
 
@@ -24,350 +25,420 @@ import logging
 import os
 import re
 import signal
+import ssl
 import sys
 import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from contextvars import copy_context
-from functools import lru_cache
-from http.server import ThreadingHTTPServer
+from itertools import repeat
 from pathlib import Path
 from secrets import compare_digest, token_hex, token_urlsafe
+from socketserver import ThreadingMixIn
 from urllib.parse import parse_qsl, urlencode
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import requests
 import urllib3
-from bottle import Bottle, HTTPResponse, request, response, template
+from bottle import TEMPLATE_PATH, Bottle, HTTPResponse, request, response, template
 
 
-# ---- Settings (settings.php): the environment, then constants with their units ------------------
-def env(name, default=""):  # in the default's own type: text, a number, a Path
+# ---- Settings (settings.php): the environment, then constants with their units -----------
+def env(name, default="", kind=str):
     try:
-        return type(default)(os.environ.get(name) or default)
+        return kind(os.environ.get(name) or default)
     except ValueError:
         sys.exit(f"{name} must be a number, such as {default}")
 
 
 HERE = Path(__file__).resolve().parent
-VIEWS = [str(HERE / "views")]  # one list for good: bottle's cache of templates knows it by its id
+TEMPLATE_PATH.insert(0, str(HERE / "views"))
 CLIENT_ID, CLIENT_SECRET = env("C_REST_CLIENT_ID"), env("C_REST_CLIENT_SECRET")
 MISSING = [name for name in ("C_REST_CLIENT_ID", "C_REST_CLIENT_SECRET") if not env(name)]
-DATA_DIR = env("DATA_DIR", HERE / "data")  # a folder of its own: it becomes 0700
-QUEUE, SETTINGS = DATA_DIR / "queue", DATA_DIR / "settings.json"
-LOGS_DIR, BLOCK_LOG = env("C_REST_LOGS_DIR", DATA_DIR / "logs"), env("C_REST_BLOCK_LOG") == "1"
+DATA_DIR = env("DATA_DIR", HERE / "data", Path)  # becomes 0700: nobody else looks inside
+LOGS_DIR = env("C_REST_LOGS_DIR", DATA_DIR / "logs", Path)
+BLOCK_LOG = env("C_REST_BLOCK_LOG") == "1"
 OAUTH_URL = env("OAUTH_URL", "https://oauth.bitrix24.tech").rstrip("/")
 BX24_JS_URL = env("BX24_JS_URL", "https://api.bitrix24.com/api/v1/")
-PUBLIC_URL = env("PUBLIC_URL")  # with its path, https://mydomain.ru/sms/
-HOST, PORT = env("HOST", "127.0.0.1"), env("PORT", 8080)
-STATUSES_EVERY = env("STATUSES_EVERY", 60.0)  # seconds between passes; 0 leaves them to cron
-RETRY_AFTER = env("RETRY_AFTER", 60.0)  # seconds; doubles with each try, at most an hour
-GIVE_UP_UNSENT = env("GIVE_UP_UNSENT", 24.0)  # hours, then the message is "failed"
-GIVE_UP_WAITING = env("GIVE_UP_WAITING", 72.0)  # hours, then it is "undelivered"
-SMS_OPERATOR, SMS_API_KEY = env("SMS_OPERATOR", "demo"), env("SMS_API_KEY")
-SMSRU_URL, SMSRU_TEST = env("SMSRU_URL", "https://sms.ru").rstrip("/"), env("SMSRU_TEST", 0)
+PUBLIC_URL = env("PUBLIC_URL")  # with its path: https://mydomain.ru/sms/
+HOST, PORT = env("HOST", "127.0.0.1"), env("PORT", 8080, int)
+STATUSES_EVERY = env("STATUSES_EVERY", 60, float)  # seconds between passes; 0: cron's task
+RETRY_AFTER = env("RETRY_AFTER", 60, float)  # seconds before anything is tried again
+GIVE_UP_UNSENT = env("GIVE_UP_UNSENT", 24, float)  # hours, then the message is "failed"
+GIVE_UP_WAITING = env("GIVE_UP_WAITING", 72, float)  # hours, then it is "undelivered"
+SMS_OPERATOR = env("SMS_OPERATOR", "demo")  # or "smsru"
+SMS_API_KEY = env("SMS_API_KEY")  # when there is no page to ask for it
+SMSRU_URL, SMSRU_TEST = env("SMSRU_URL", "https://sms.ru").rstrip("/"), env("SMSRU_TEST")
 
 # Replace me: the sender as users see it in Bitrix24 (the pages' texts are in views/)
-SENDER_CODE, SENDER_NAME = env("SENDER_CODE", "fastsms"), "Provider FastSms"
-SENDER_DESCRIPTION = "Description sms provider"  # one text, as NAME: {"ru": ...} would get lost
+SENDER_CODE = env("SENDER_CODE", "fastsms")
+SENDER_NAME = env("SENDER_NAME", "Provider FastSms")
+SENDER_DESCRIPTION = "Description sms provider"
 DEMO = " (demo: nothing is sent)"  # behind the name, as long as the operator is Demo
 
 HOUR, KEEP = 3600, 14 * 24 * 3600  # seconds; no message is kept longer than KEEP
-MAX_BODY, MAX_ANSWER = 100 * 1024, 1024 * 1024  # bytes that come in, bytes of an answer
+MAX_BODY = 100 * 1024  # bytes
 TIMEOUT = (5, 30)  # seconds to connect, seconds of silence
-PAUSES_503 = (0.5, 1, 2, 4, 8, 0)  # seconds after each try; Bitrix24 takes 2 requests a second
+PAUSES_503 = (0.5, 1, 2, 4, 8, 0)  # seconds; Bitrix24 takes 2 requests a second
 PRESS_SAVE = "an administrator must open the application and press Save"
 STOP = threading.Event()  # set by SIGTERM and Ctrl-C
 app = application = Bottle()  # WSGI servers look for "application"
 
 
-# ---- install.php: install and the application's events, save ------------------------------------
+# ---- install.php: install and the application's events, save, register -------------------
 @app.route("/install", ["GET", "POST"])
 def install():
-    """The page that Bitrix24 frames until installFinish, and the URL of the application's events.
+    """The page that Bitrix24 frames until installFinish; the URL of the application's events.
 
     In: DOMAIN=acme.bitrix24.ru PROTOCOL=1 LANG=ru APP_SID=... in the query, AUTH_ID=...
-    REFRESH_ID=... member_id=... in the body. Out: the form; hidden fields carry the frame's own.
-    Or event=ONAPPUPDATE (ONAPPINSTALL) auth[access_token]=...; event=ONAPPUNINSTALL data[CLEAN]=1
-    auth[application_token]=..., its only proof. Errors: 403. Differs from PHP: it wants a proof.
+    REFRESH_ID=... member_id=... in the body. Out: the form, the frame's fields hidden in it.
+    Or event=ONAPPINSTALL, ONAPPUPDATE auth[access_token]=...; or event=ONAPPUNINSTALL
+    data[CLEAN]=1 auth[application_token]=..., its only proof. Errors: 403, 503, as save().
+    Differs from PHP: nothing changes without a proof. ("Events")
     """
-    fields, saved = form(), CRest.get_setting_data()
+    fields = form()
     if "event" not in fields:
         return page("install", fields)
     if fields["event"] in ("ONAPPINSTALL", "ONAPPUPDATE"):
-        register(CRest.install_app(CRest.check_token(fields)), public_url(), without_page=True)
-    else:
-        known = saved.get("application_token", "")
-        given = fields.get("auth[application_token]", "")
-        proven = known and compare_digest(known.encode(), given.encode())
-        require(proven and fields["event"] == "ONAPPUNINSTALL", 403, "WRONG_EVENT: not our portal")
-        with locked("settings"):
-            CRest.set_setting_data({})
-        if fields.get("data[CLEAN]") == "1":
-            Queue.clear()
+        settings = crest.install_app(crest.check_token(fields))
+        register(settings, public_url(), from_page=False)
+        return {"result": True}
+    known = crest.get_setting_data().get("application_token", "")
+    given = fields.get("auth[application_token]", "")
+    proven = known and compare_digest(known.encode(), given.encode())
+    ours = proven and fields["event"] == "ONAPPUNINSTALL"
+    require(ours, 403, "WRONG_EVENT: not from the portal that is installed")
+    with locked("settings"):
+        crest.set_setting_data({})
+    if fields.get("data[CLEAN]") == "1":
+        Queue.clear()
     return {"result": True}
 
 
 @app.post("/save")
 def save():
-    """What the form's onsubmit sends: step 1 of the tutorial's three, and what step 2 needs.
+    """What the form's onsubmit sends: step 1 of the tutorial's three; what step 2 needs.
 
-    In: the frame's fields as they came, the operator's: api_key=... (empty keeps the saved one).
-    Out: {"sender": {"CODE": "fastsms", ...}} for messageservice.sender.add. Errors: 400 key
-    refused, 403 see check_token(), 503 no answer. Differs from PHP: the step was left to you.
+    In: the frame's fields as they came, the operator's: api_key=... (empty keeps the saved).
+    Out: {"sender": {"CODE": "fastsms", ...}}, the parameters of messageservice.sender.add.
+    Errors: 400 key refused; 403 see check_token(); 503 somebody did not answer.
+    Differs from PHP: there the step was left to you.
     """
     fields, url = form(), public_url()
-    found, names = CRest.check_token(fields), [field["name"] for field in OPERATOR.FIELDS]
-    typed = {name: fields[name].strip() for name in names if fields.get(name, "").strip()}
-    trouble, _ = OPERATOR.check({**operator_settings(CRest.get_setting_data()), **typed})
-    require(trouble != "key", 400, "OPERATOR_KEY: the operator does not accept it")
-    require(not trouble, 503, "OPERATOR_DOWN: the operator could not check it; try again later")
-    return {"sender": register(CRest.install_app(found, **typed), url)}
+    found = crest.check_token(fields)
+    given = {field["name"]: fields.get(field["name"], "").strip() for field in OPERATOR.FIELDS}
+    typed = {name: value for name, value in given.items() if value}
+    keys = {**operator_settings(crest.get_setting_data()), **typed}
+    trouble, _ = operate("down", OPERATOR.check, keys)
+    require(trouble != "key", 400, "OPERATOR_KEY: the operator does not accept this")
+    require(not trouble, 503, "OPERATOR_DOWN: the operator could not check it; try later")
+    sender = register(crest.install_app(found, **typed), url)
+    Queue.rest(0)  # what waits for a new key is tried at once
+    wake()
+    return {"sender": sender}
 
 
-def register(settings, url, without_page=False):
-    """Move the sender that is there and the events to url; without a page also add the sender.
+def register(settings, url, from_page=True):
+    """Bind the events at url, move the sender there, then let the former address go.
 
-    Out: the parameters of sender.add. Only then is url saved: until then /index warns.
+    Out: the parameters of sender.add: the page's step, if there is a page. url is saved last:
+    until all is done, /index warns, and Save repairs it. ("messageservice.sender.add")
     """
-    name, events = SENDER_NAME, ("ONAPPUPDATE", "ONAPPUNINSTALL")
-    if OPERATOR is Demo:
-        name += DEMO
-    sender = {"CODE": SENDER_CODE, "TYPE": "SMS", "NAME": name, "DESCRIPTION": SENDER_DESCRIPTION,
-              "HANDLER": f"{url}handler?key={settings['handler_key']}"}
-    for step in ("delete", "add") if without_page else ("update",):
-        must("messageservice.sender." + step, sender)
-    bound = mapping(must("event.get", {}), "result").values()
+    name = SENDER_NAME + DEMO if OPERATOR is Demo else SENDER_NAME
+    sender = {"CODE": SENDER_CODE, "TYPE": "SMS", "HANDLER": f"{url}handler?key="
+              + settings["handler_key"], "NAME": name, "DESCRIPTION": SENDER_DESCRIPTION}
+    former, events = settings.get("public_url", url), ("ONAPPUPDATE", "ONAPPUNINSTALL")
     for event in events:
-        must("event.bind", {"event": event, "handler": url + "install"})
-    for old in map(mapping, bound):  # at no old address: tokens come along
-        if old.get("event") in events and old.get("handler") != url + "install":
-            must("event.unbind", old)
-    CRest.update_setting_data(public_url=url)
+        must("event.bind", {"event": event, "handler": url + "install"}, "already")
+    answer = must("messageservice.sender.update", sender, "ERROR_SENDER_NOT_FOUND")
+    if "error" in answer and not from_page:
+        must("messageservice.sender.add", sender)
+    for event in events if former != url else ():
+        must("event.unbind", {"event": event, "handler": former + "install"})
+    crest.update_setting_data(public_url=url)
     return sender
 
 
-def must(method, params):
-    """Call Bitrix24, or refuse with its error; fine: there already, not there, no sender.update."""
-    answer = CRest.call(method, params)
-    error = answer.get("error")
-    fine = "already" in str(answer) or error == "ERROR_SENDER_NOT_FOUND"
-    old_portal = error == "ERROR_METHOD_NOT_FOUND" and method.endswith("update")
-    require("result" in answer or fine or old_portal, 503, f"{error}: no {method}; try again")
+def must(method, params, fine="result"):
+    """Call Bitrix24. Out: its answer, if that is a result or says what is fine, too. 503."""
+    answer = crest.call(method, params)
+    done = "result" in answer or fine in str(answer)
+    require(done, 503, f"{answer.get('error')}: no {method}; try again")
     return answer
 
 
-# ---- index.php: the settings page ---------------------------------------------------------------
+# ---- index.php: the settings page --------------------------------------------------------
 @app.route("/", ["GET", "POST"])
 @app.route("/index", ["GET", "POST"])
 def index():
-    """The same form without installFinish, filled with what is saved, for an administrator only.
+    """The same form without installFinish, filled with what is saved, for administrators.
 
-    In: the frame's fields, as install(). Out: the page, with the key's last four characters, the
-    messages waiting, the last pass, and a warning if HANDLER is not at the app's present address.
+    In: the frame's fields, as install(). Out: the page, with the operator's fields (a secret
+    one masked), the messages waiting, the last pass, and a warning if HANDLER is not at the
+    address that this page was opened at.
     """
     fields, state = form(), {}
     try:
         if "AUTH_ID" in fields and not MISSING:
-            CRest.check_token(fields)
-            settings = CRest.get_setting_data()
-            keys = {name: "••••" + (key[-4:] if len(key) > 8 else "")
-                    for name, key in operator_settings(settings).items() if key}
-            state = {"keys": keys, "waiting": Queue.waiting(), "present": public_url(),
-                     "saved": settings.get("public_url"), "last_pass": settings.get("last_pass")}
+            crest.check_token(fields)
+            settings = crest.get_setting_data()
+            state = {"present": public_url(), "saved": settings.get("public_url"),
+                     "values": operator_settings(settings), "waiting": Queue.waiting(),
+                     "last_pass": settings.get("last_pass")}
     except HTTPResponse as refused:  # an employee, somebody else's token: nothing is shown
-        response.status, state = refused.status_code, {"refused": refused.body["error"]}
+        response.status = refused.status_code
+        state = {"refused": refused.body["error"]}
     return page("index", fields, **state)
 
 
-# ---- handler.php: takes one message -------------------------------------------------------------
+# ---- handler.php: takes one message, hands it to the operator ----------------------------
 @app.post("/handler")
 def handler():
-    """Bitrix24 asks once and never again: save, answer, then send. ("messageservice.sender.add")
+    """Bitrix24 asks once and never again: save, answer, then send.
 
-    In: code=fastsms message_id=65575980fa53... message_to=+79990000000 message_body=... type=SMS
-    module_id=crm bindings[0][OWNER_ID]=123 auth[application_token]=... (a robot: no auth[...]).
-    Out: 200, the message is on disk. Errors: 403 wrong key or token, 400 wrong code or id,
-    503 not installed, 500 not saved. Differs from PHP: it only logs.
+    In: code=fastsms message_id=65575980fa53... message_to=+79990000000 message_body=...
+    type=SMS module_id=crm bindings[0][OWNER_ID]=123 auth[domain]=... (a robot: no auth).
+    Out: 200, the message is on disk. Errors: 403 wrong key, 400 wrong code or id, 503 not
+    installed, 500 not saved. Differs from PHP: it only logs. ("messageservice.sender.add")
     """
-    fields, settings = check_key()
-    known = settings.get("application_token", "")
-    given = fields.get("auth[application_token]", known)  # the author's auth: never keep its tokens
-    right = not known or compare_digest(known.encode(), given.encode())
-    require(right, 403, "WRONG_APPLICATION_TOKEN: " + PRESS_SAVE)
+    fields, _ = check_key()
     require(fields.get("code") == SENDER_CODE, 400, f"WRONG_CODE: we serve {SENDER_CODE}")
-    usable = re.fullmatch(r"\w[\w.-]{0,127}", fields.get("message_id", ""), re.ASCII)
-    require(usable, 400, "WRONG_MESSAGE_ID: letters, digits and _ . - are usable, 128 at most")
-    message = {"message_id": fields["message_id"], "member_id": settings["member_id"],
-               "operator": SMS_OPERATOR, "code": SENDER_CODE, "received": time.time(),
-               "to": fields.get("message_to") or fields.get("properties[phone_number]", ""),
-               "text": fields.get("message_body") or fields.get("properties[message_text]", ""),
-               "tries": 0, "doubts": 0, "operator_id": "", "sent": 0, "status": ""}
-    with suppress(FileExistsError, RuntimeError):  # it waits already; the pool has ended
-        Queue.put(message, time.time() + RETRY_AFTER)
-        # In a copy of the request's context: a fork keeps there which portal it is for
-        POOL.submit(copy_context().run, attempt, send, message["message_id"])
-    CRest.set_log("handler", fields=[name for name in sorted(fields) if NAME.fullmatch(name)])
+    message_id = fields.get("message_id", "")
+    usable = re.fullmatch(r"\w[\w.-]{0,127}", message_id, re.ASCII)  # as a file's name
+    require(usable, 400, "WRONG_MESSAGE_ID: letters, digits, _ . - are usable, 128 at most")
+    to = fields.get("message_to") or fields.get("properties[phone_number]", "")
+    text = fields.get("message_body") or fields.get("properties[message_text]", "")
+    Queue.put({
+        "message_id": message_id,  # an operator may take it as idempotency key
+        "to": to, "text": text,  # as somebody typed them; empty once the operator has them
+        "received": time.time(),
+        "in_doubt": False,  # was tried, and nobody knows whether the operator has it
+        "operator_id": "", "sent": 0,  # the operator's id; when it was handed over
+        "status": "",  # what Bitrix24 is still to be told, one of FINAL
+    })
+    crest.set_log("handler", message_id=message_id)
+    wake()
     return {"result": True}
 
 
-NAME = re.compile(r"[A-Za-z_]+(\[\w{1,20}\])*")  # PHP dumps all; we log what looks like a name
-# What becomes of a message: it is done with (its status), waits an hour, or longer each time
-DONE = {"sent": "", "got through": "sent", "failed": "failed", "gave up": "failed"}
-AN_HOUR = ("limit", "later", "repeated")  # "repeated": sent today already; "repeat": just now
-LONGER = ("key", "money", "down", "repeat", "in doubt")
-MISTAKE = ("in doubt", "a mistake in the operator's class")  # who knows what it has done
-ACCOUNT_TROUBLE = ("key", "money", "limit", "down", "in doubt")  # ends sending for a pass
-FINAL = ("delivered", "undelivered", "failed")  # the statuses that an operator may answer
+FINAL = ("sent", "delivered", "undelivered", "failed")  # "sent": more will never be known
+# What an operator may answer: (seconds until the next try, does it end sending for now?)
+# The page's words for those that do are in views/texts.tpl.
+OUTCOMES = {
+    "": (0, False),  # nothing is in the way
+    "sent": (0, False),  # it has the message
+    "failed": (0, False),  # this message, for good
+    "later": (RETRY_AFTER, False),  # this message
+    "in doubt": (RETRY_AFTER, True),  # it may have it: tried once more, then "failed"
+    "key": (RETRY_AFTER, True),  # the account: not with this key
+    "money": (RETRY_AFTER, True),  # the account: empty
+    "limit": (HOUR, True),  # the account: no more today
+    "busy": (RETRY_AFTER, True),  # the account: slow down
+    "down": (RETRY_AFTER, True),  # nothing was sent
+}
 
 
-def send(message_id):
-    """Hand one waiting message to the operator. Out: "sent", or what is in the way."""
-    settings, now, outcome = CRest.get_setting_data(), time.time(), "busy"
-    with suppress(BlockingIOError, FileNotFoundError), Queue.claim(message_id, settings) as message:
+def wake():
+    """Send in the background; while the app ends, a message waits for its next start."""
+    with suppress(RuntimeError):
+        SENDER.submit(attempt, send_new)
+
+
+def send_new():
+    """Send all that is due, in rounds. Out: how many the operator accepted.
+
+    One sender at a time, whatever process it is in: who doesn't get the lock leaves, and its
+    holder looks again after letting it go.
+    """
+    settings, accepted = crest.get_setting_data(), 0
+    while settings and not STOP.is_set() and Queue.ready():
+        try:
+            with locked("send", wait=False), ThreadPoolExecutor(8) as pool:
+                accepted += send_round(settings, pool)
+        except BlockingIOError:
+            break
+    return accepted
+
+
+def send_round(settings, pool):
+    """Settle what was left; send one by one until one is accepted, then 8 at a time."""
+    for message in Queue.read("sending", Queue.due("sending")):
+        if message["sent"]:  # its outcome is recorded; only the move is missing
+            Queue.finish(message)
+        else:  # we alone send, so whoever left it here was killed
+            settle(message, "in doubt", "killed")
+    waiting, accepted = iter(Queue.due("new")), 0
+    for message_id in waiting:
+        if send(message_id, settings) == "sent":
+            accepted = 1
+            break
+    return accepted + list(pool.map(send, waiting, repeat(settings))).count("sent")
+
+
+def send(message_id, settings):
+    """Hand one message to the operator. Out: "sent", or what is in the way."""
+    message = None if STOP.is_set() or Queue.resting() else Queue.take(message_id)
+    if not message:
+        return ""
+    old = time.time() - message["received"] > GIVE_UP_UNSENT * HOUR
+    if old or not re.search(r"\d", message["to"]) or not message["text"].strip():
+        outcome, note = "failed", "too old, no number, or no text"
+    else:
         keys = operator_settings(settings)
-        outcome, answer = hopeless(message) or operate(OPERATOR.send, keys, message)
-        if outcome not in (*DONE, *AN_HOUR, *LONGER):
-            outcome, answer = MISTAKE
-        if outcome in ("repeat", "repeated") and message["doubts"]:
-            outcome = "got through"  # the operator knows the message: the first try was accepted
-        pause = HOUR if outcome in AN_HOUR else RETRY_AFTER * 2 ** min(message["tries"], 20)
-        if outcome in DONE:
-            message.update(status=DONE[outcome], to="", text="", sent=now)  # keep little
-            pause = 0
-        if outcome == "sent":
-            message["operator_id"] = str(answer or "?")
-        else:
-            CRest.set_log("send", message_id=message_id, outcome=outcome, answer=str(answer))
-        message["tries"] += 1
-        message["doubts"] += outcome == "in doubt"
-        Queue.record(message, time.time() + min(pause, HOUR))
+        outcome, note = operate("in doubt", OPERATOR.send, keys, message)
+    settle(message, outcome, note)
+    pause, ends = OUTCOMES[outcome]
+    if ends:
+        Queue.rest(pause, outcome)
     return outcome
 
 
-def operate(function, *args):
-    """Ask an operator. Out: its answer, a pair; MISTAKE if it raises or answers something else."""
-    answer = attempt(function, *args)
-    return answer if isinstance(answer, tuple) and len(answer) == 2 else MISTAKE
+def settle(message, outcome, note):
+    """Move it on from sending/. In: an outcome; the operator's id, or a note for the log."""
+    crest.set_log("send", message_id=message["message_id"], outcome=outcome, note=str(note))
+    done = {**message, "to": "", "text": "", "sent": time.time()}  # keep little
+    doubt = outcome == "in doubt"
+    if outcome == "sent":  # without an id nobody can ask what became of it
+        status = "" if note else "sent"
+        Queue.finish({**done, "operator_id": str(note or ""), "status": status})
+    elif outcome == "failed" or (doubt and message["in_doubt"]):
+        Queue.finish({**done, "status": "failed"})
+    else:
+        message["in_doubt"] = doubt or message["in_doubt"]
+        Queue.back(message, due_again(message, OUTCOMES[outcome][0]))
 
 
-def hopeless(message):
-    """Why a message is not sent at all. Out: an outcome and a note, as an operator's, or None."""
-    if message["doubts"] > 1 or time.time() - message["received"] > GIVE_UP_UNSENT * HOUR:
-        return "gave up", ""
-    sendable = re.search(r"\d", message["to"]) and message["text"].strip()
-    return None if sendable else ("failed", "no number or no text")
+def due_again(message, pause):
+    """When: after as long as it has waited so far, so pauses double; at most an hour."""
+    waited = time.time() - message["received"]
+    return time.time() + min(max(pause, waited), HOUR)
 
 
-# ---- statuses.php: one pass over the queue ------------------------------------------------------
+# ---- statuses.php: one pass over the queue -----------------------------------------------
 @app.get("/statuses")
 def statuses():
-    """One pass, for cron: curl 'https://mydomain.ru/sms/statuses?key=SECRET'. Out: one_pass()"""
+    """One pass, for cron: curl 'https://mydomain.ru/sms/statuses?key=SECRET'. Out: its totals."""
     check_key()
     return one_pass()
 
 
 def one_pass():
-    """Send what is unsent, ask the operator about the rest, tell Bitrix24 what is final.
+    """Tell Bitrix24 what is final, ask the operator about the rest, send what is unsent.
 
-    Out: {"sent": 1, "delivered": 2, "undelivered": 0, "failed": 0, "waiting": 3, "errors": {}}
-    Differs from PHP: 100 messages at a time, only final statuses, only one pass at a time.
+    Out: {"sent": 1, "delivered": 2, "undelivered": 0, "failed": 0, "waiting": 3, "errors":
+    {"operator": "key", "portal": "CODE: what to do"}}, errors as far as there are any.
+    Differs from PHP: 100 messages at a time, only final statuses, one pass at a time.
     Replace me: with several portals, one pass for each.
     """
-    settings, over = CRest.get_setting_data(), False
-    totals = {**dict.fromkeys((*FINAL, "sent", "waiting"), 0), "errors": {}}
+    settings = crest.get_setting_data()
+    totals = {**dict.fromkeys((*FINAL, "waiting"), 0), "errors": {}}
     if not settings:
         return {**totals, "errors": {"portal": "not installed: " + PRESS_SAVE}}
     try:
         with locked("statuses", wait=False):
-            for batch in Queue.due(settings, 100):
-                if not over:  # what can't be told need not be asked
-                    ask([m for m in batch if m["operator_id"] and not m["status"]], totals)
-                    over = report([m for m in batch if m["status"]], totals)
-                send_unsent([m for m in batch if not (m["operator_id"] or m["status"])], totals)
+            Queue.sweep()
+            ask_and_tell("failed", settings, totals)
+            ask_and_tell("sent", settings, totals)
     except BlockingIOError:
         return {**totals, "note": "another pass is running"}
-    happened, totals["waiting"] = any(totals.values()), Queue.waiting()
-    if happened or not totals["waiting"]:  # else the page still says what they are waiting for
-        CRest.set_log("statuses", **totals)
-        CRest.update_setting_data(last_pass={"time": int(time.time()), **totals})
+    totals["sent"] += send_new()
+    if Queue.resting():
+        totals["errors"]["operator"] = Queue.resting()
+    news, totals["waiting"] = any(totals.values()), Queue.waiting()
+    if news or not totals["waiting"]:  # else the page still says what they are waiting for
+        crest.set_log("statuses", **totals)
+        crest.update_setting_data(last_pass={"time": int(time.time()), **totals})
     return totals
 
 
-def send_unsent(batch, totals):
-    """What the pool did not get to, what must be tried again, and what has waited too long."""
-    for message in batch:
-        if not STOP.is_set() and ("operator" not in totals["errors"] or hopeless(message)):
-            outcome = send(message["message_id"])
-            totals["sent"] += outcome == "sent"
-            if outcome in ACCOUNT_TROUBLE:
-                totals["errors"]["operator"] = outcome
+def ask_and_tell(folder, settings, totals):
+    """What is due, 100 at a time, until Bitrix24 takes no more: that need not be asked."""
+    ids = Queue.due(folder)
+    for start in range(0, len(ids), 100):
+        batch = list(Queue.read(folder, ids[start:start + 100]))
+        unknown = [message for message in batch if not message["status"]]
+        if unknown and "operator" not in totals["errors"]:
+            ask(unknown, settings, totals)
+        final = [message for message in batch if message["status"]]
+        if not tell(folder, final, totals):
+            break
 
 
-def ask(batch, totals):
-    """Ask the operator what became of them, in one request; what is too old is undelivered."""
+def ask(batch, settings, totals):
+    """Ask the operator what became of them, in one request; too old is "undelivered"."""
     ids = sorted({message["operator_id"] for message in batch})
-    keys = operator_settings(CRest.get_setting_data())
-    asks = ids and totals["errors"].get("operator") in (None, "money", "limit")  # asking is free
-    trouble, found = operate(OPERATOR.statuses, keys, ids) if asks else ("", {})
+    trouble, found = operate("down", OPERATOR.statuses, operator_settings(settings), ids)
     if trouble:
-        totals["errors"]["operator"] = trouble if trouble in ACCOUNT_TROUBLE else "down"
+        totals["errors"]["operator"] = trouble
     for message in batch:
-        age = max(0, time.time() - message["sent"])  # 0: the clock was set back
-        old = "undelivered" if age > GIVE_UP_WAITING * HOUR else ""
+        age = time.time() - message["sent"]
         status = mapping(found).get(message["operator_id"])
-        message["status"] = status if status in FINAL else old
-        if not message["status"]:  # the older a message, the less often it is asked about
-            Queue.postpone(message, time.time() + min(age / 10, HOUR))
+        if status in FINAL:
+            message["status"] = status
+        elif age > GIVE_UP_WAITING * HOUR:
+            message["status"] = "undelivered"
+        else:  # the older a message, the less often it is asked about
+            due = time.time() + min(age / 10, HOUR)
+            Queue.postpone("sent", message["message_id"], due)
 
 
-def report(batch, totals):
-    """Tell Bitrix24; what it took, or never will, leaves the queue. Out: it takes no more now"""
-    over = False
-    answer = CRest.call_batch({m["message_id"]: ("messageservice.message.status.update", {
-        "CODE": SENDER_CODE, "MESSAGE_ID": m["message_id"], "STATUS": m["status"]}) for m in batch})
+def tell(folder, batch, totals):
+    """Tell Bitrix24; what it took, or never will, leaves the queue. Out: does it take more?
+
+    50 in a request. ("messageservice.message.status.update", "batch")
+    """
+    method = "messageservice.message.status.update"
+    answer = crest.call_batch({one["message_id"]: (method, {
+        "CODE": SENDER_CODE, "MESSAGE_ID": one["message_id"], "STATUS": one["status"]})
+        for one in batch})
     for message in batch:
-        name = message["message_id"]
-        refused = mapping(answer, "result_error", name).get("error")
-        error = code_of(refused or answer.get("error", "lost"))
-        if name in answer["result"]:
-            totals[message["status"]] += 1
-            Queue.remove(message)
+        message_id, status = message["message_id"], message["status"]
+        refused = mapping(answer, "result_error", message_id).get("error")
+        error = refused or answer.get("error", "no_result")
+        if message_id in answer["result"]:
+            crest.set_log("told", message_id=message_id, status=status)
+            totals[status] += 1
+            Queue.remove(message_id)
         elif error in CRest.NEVER_HEALS or time.time() - message["received"] > KEEP:
-            CRest.set_log("dropped", message_id=name, error=error)
-            Queue.remove(message)
+            crest.set_log("dropped", message_id=message_id, status=status, error=error)
+            Queue.remove(message_id)
         else:  # the status is kept: the operator is not asked again
-            heals = error in CRest.SAVE_HEALS
-            totals["errors"]["portal"] = f"{error}: {PRESS_SAVE}" if heals else error
-            over = over or not refused or heals or error in CRest.LIMITS  # it concerns them all
-            Queue.record(message, time.time() + RETRY_AFTER)
-    return over
+            help = f": {PRESS_SAVE}" if error in CRest.SAVE_HEALS else ""
+            totals["errors"]["portal"] = error + help
+            Queue.record(folder, message)
+            Queue.postpone(folder, message_id, due_again(message, RETRY_AFTER))
+    return "error" not in answer
 
 
-# ---- checkserver.php ----------------------------------------------------------------------------
+# ---- checkserver.php ---------------------------------------------------------------------
 @app.get("/checkserver")
 def checkserver():
     """Can this server run the application? Out: {"result": []}, or what to mend, in words."""
-    if CRest.get_setting_data():
+    if crest.get_setting_data():
         check_key()
-    return {"result": CRest.check_server()}
+    return {"result": crest.check_server()}
 
 
-# ---- Requests and answers -----------------------------------------------------------------------
+# ---- Requests and answers: form, page, refusals, the secret, our address -----------------
+SAFE = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+LOOPBACK = re.compile(r"http://(localhost|127(\.\d{1,3}){3})(:\d+)?(/|$)")
+SECURE = re.compile(r"https://\w|" + LOOPBACK.pattern)
+
+
 def form():
-    """The request's query and form as {name: text}; brackets stay in the names: auth[domain].
+    """The request's query and form as {name: text}; brackets stay: auth[domain].
 
-    Differs from PHP: UTF-8 is decoded here, as bottle's request.forms.get() returns mojibake.
+    Differs from PHP: UTF-8 is decoded here; bottle's request.forms.get() returns mojibake.
     """
     length, body = request.environ.get("CONTENT_LENGTH") or "0", b""
-    small = re.fullmatch("[0-9]{1,6}", length) and int(length) <= MAX_BODY and not request.chunked
-    require(small, 413, "TOO_LARGE: 100 KB at most, with a Content-Length")
+    small = re.fullmatch("[0-9]{1,6}", length) and int(length) <= MAX_BODY
+    require(small and not request.chunked, 413, "TOO_LARGE: 100 KB, with a Content-Length")
     with suppress(OSError):  # silent for 30 seconds
         body = request.body.read()
     require(len(body) == int(length), 400, "INCOMPLETE: shorter than its Content-Length")
-    return dict(parse_qsl(f"{request.query_string}&{body.decode(errors='replace')}", True))
+    text = body.decode(errors="replace")  # a message with a broken letter is taken, too
+    return dict(parse_qsl(f"{request.query_string}&{text}", keep_blank_values=True))
 
 
 def page(name, fields, **state):
@@ -376,16 +447,24 @@ def page(name, fields, **state):
     host = re.fullmatch(r"[\w.-]+(:\d+)?", fields.get("DOMAIN", ""), re.ASCII)
     portal = f"{scheme}://{host[0]}" if host else "'none'"
     response.set_header("Content-Security-Policy", "frame-ancestors " + portal)
-    return template(name if "AUTH_ID" in fields else "outside", fields=fields, missing=MISSING,
-                    ru=fields.get("LANG") == "ru", operator=OPERATOR, bx24_js=BX24_JS_URL,
-                    demo=OPERATOR is Demo, template_lookup=VIEWS, **state)
+    return template(name if "AUTH_ID" in fields else "outside", fields=fields,
+                    ru=fields.get("LANG") == "ru", missing=MISSING, operator=OPERATOR,
+                    demo=OPERATOR is Demo, bx24_js=BX24_JS_URL, **state)
 
 
-SAFE = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
-app.add_hook("after_request", lambda: response.headers.update(SAFE))
-app.default_error_handler = lambda error: HTTPResponse(  # no path and no traceback in an answer
-    json.dumps({"error": f"HTTP_{error.status_code}", "error_description": error.status}),
-    error.status, {"Content-Type": "application/json", **SAFE})
+@app.hook("after_request")
+def safe_headers():
+    response.headers.update(SAFE)
+
+
+def error_in_json(error):
+    """What bottle refuses, and what breaks: no path, no traceback."""
+    body = {"error": f"HTTP_{error.status_code}", "error_description": error.status}
+    return HTTPResponse(json.dumps(body), error.status_code,
+                        {"Content-Type": "application/json", **SAFE})
+
+
+app.default_error_handler = error_in_json
 
 
 def require(condition, status, error):
@@ -396,229 +475,220 @@ def require(condition, status, error):
 
 
 def check_key():
-    """The secret in our own URLs. Out: the request's fields, the settings."""
-    fields, settings = form(), CRest.get_setting_data()
+    """The secret in our own URLs. Out: the request's fields, the settings. 403, 503."""
+    fields, settings = form(), crest.get_setting_data()
     require("handler_key" in settings, 503, "NOT_INSTALLED: " + PRESS_SAVE)
     right = compare_digest(settings["handler_key"].encode(), fields.get("key", "").encode())
-    require(right, 403, "WRONG_KEY: use the address that Save registered, with its ?key=SECRET")
+    require(right, 403, "WRONG_KEY: use the address that Save registered, with ?key=SECRET")
     return fields, settings
 
 
 def public_url():
-    """Where the portal reaches us. Never from X-Forwarded-Host: anybody can write that."""
+    """Where the portal reaches us. Not from X-Forwarded-Host: anybody can write that."""
     host = request.environ.get("HTTP_HOST", "")
     scheme = "http" if LOOPBACK.match(f"http://{host}") else "https"
     url = (PUBLIC_URL or f"{scheme}://{host}").rstrip("/") + "/"
-    require(SECURE.match(url), 400, "WRONG_HOST: set PUBLIC_URL to an address with https://")
+    require(SECURE.match(url), 400, "WRONG_HOST: set PUBLIC_URL to an https:// address")
     return url
 
 
-# ---- crest.php: the network, class CRest --------------------------------------------------------
-LOOPBACK = re.compile(r"http://(localhost|127(\.\d{1,3}){3})(:\d+)?(/|$)")
-SECURE = re.compile(r"https://\w|" + LOOPBACK.pattern)
-# A renamed portal stays in its zone, and so do its tokens: ".bitrix24.ru", or this machine
-ZONE = re.compile(r"https://[\w-]+(\.[\w-]+\.[\w.-]+)(:\d+)?/|" + LOOPBACK.pattern)
-HTTP = requests.Session()  # connects with the first request; tries again when nothing was sent
-for one in HTTP.adapters.values():
-    one.max_retries = urllib3.Retry(None, connect=2, read=False, other=False, backoff_factor=0.3)
-HTTP.cookies.set_cookie = lambda *_: None  # one user's session must not meet another's token
-HTTP.get_redirect_target = lambda answer: None  # allow_redirects=False would still read their body
+# ---- crest.php: the network, class CRest -------------------------------------------------
+# Nobody there, no such host, no answer to the call; a certificate that can't be trusted
+NOT_CONNECTED = (urllib3.exceptions.NewConnectionError, ssl.SSLCertVerificationError,
+                 urllib3.exceptions.ConnectTimeoutError)
 
 
-def post(url, fields=None, method="POST", **more):
-    """The one place that reaches the network. Out: HTTP status, JSON object; or 0, {"error": ...}:
+def post(url, method="POST", **what):
+    """The one place that reaches the network.
 
-    "unreachable": nothing went out; "no_answer": silence, a 504, a success without JSON, who knows?
-    In: a form; or, in more, what requests knows: json={...}, headers={...}, auth=(user, password).
+    In: what requests knows: data={...} (a form), json=, params=, headers=, auth=.
+    Out: the HTTP status, and what was answered: JSON of any type, or else the text; no
+    redirect is followed. Status 0: not connected, nothing was sent. Errors:
+    requests.RequestException, for silence or a cut line: it may have got through.
     """
     if not SECURE.match(url):
-        return 0, {"error": "unreachable"}
-    answer = None
+        return 0, "not https"
     try:
-        got = HTTP.request(method, url, data=fields, timeout=TIMEOUT, stream=True, **more)
-        with got, suppress(ValueError, RecursionError):  # HTML, or nothing that JSON knows
-            answer = json.loads(got.raw.read(MAX_ANSWER, decode_content=True))
-    except (requests.RequestException, urllib3.exceptions.HTTPError, UnicodeError):
-        unsent = "in connect\n" in traceback.format_exc()  # raised in there: DNS, TCP, proxy, TLS
-        return 0, {"error": "unreachable" if unsent else "no_answer"}
-    status, known = got.status_code, isinstance(answer, dict)
-    if status == 504 or (status < 300 and not known):  # it may have got through
-        return 0, {"error": "no_answer"}
-    if 300 <= status < 400 or not known:
-        answer = {"error": f"HTTP_{status}", "location": got.headers.get("Location", "")}
-    if "error" in answer:
-        answer["error"] = code_of(answer["error"])
-    return status, answer
-
-
-def code_of(error):
-    """An error's code; whatever else somebody sends in its place stays out of logs and pages."""
-    return str(error) if re.fullmatch(r"[A-Za-z_]{1,40}|HTTP_\d+", str(error)) else "no_code"
+        got = requests.request(method, url, timeout=TIMEOUT, allow_redirects=False, **what)
+    except requests.ConnectionError as error:
+        cause = error  # requests wraps urllib3's, which wraps Python's
+        while cause and not isinstance(cause, NOT_CONNECTED):
+            cause = cause.__context__
+        if not cause:
+            raise
+        return 0, "not connected"
+    try:
+        return got.status_code, got.json()
+    except (ValueError, RecursionError):
+        return got.status_code, got.text
 
 
 def mapping(answer, *names):
-    """answer[name][name] as a dict, or {}; a list is {"0": ...}, because PHP writes {} as []."""
+    """answer[name][name] as a dict, or {}; PHP writes {} as [], and {"0": ...} as a list."""
     for name in names:
         answer = mapping(answer).get(name)
-    if isinstance(answer, (list, tuple)):
+    if isinstance(answer, list):
         answer = {str(number): item for number, item in enumerate(answer)}
     return answer if isinstance(answer, dict) else {}
 
 
-def http_build_query(value, name=""):
-    """PHP's: true → 1, false → 0, null and empty lists vanish, a[b][0]=v. Out: [(name, text)]"""
-    if isinstance(value, (dict, list, tuple)):
-        return [pair for key, item in mapping(value).items()
-                for pair in http_build_query(item, f"{name}[{key}]" if name else key)]
-    value = int(value) if isinstance(value, bool) else value
-    return [] if value is None else [(name, value)]
-
-
 class CRest:
-    """CRest 1.36 for one portal; plain functions in a class, as PHP's static methods.
+    """CRest 1.36 for one portal. Inherit it, override get_ and set_setting_data.
 
     Differs from PHP: tokens are proven before they are saved, and changed under a lock.
     """
 
-    FRAME = (("access_token", "AUTH_ID"), ("refresh_token", "REFRESH_ID"),
-             ("application_token", "APPLICATION_TOKEN"))  # (ours and an event's, a frame's)
-    LIMITS = ("QUERY_LIMIT_EXCEEDED", "OPERATION_TIME_LIMIT", "insufficient_scope")  # for all
+    FRAME = {"access_token": "AUTH_ID", "refresh_token": "REFRESH_ID",
+             "application_token": "APPLICATION_TOKEN"}  # ours and an event's: a frame's
     NEVER_HEALS = ("ERROR_MESSAGE_NOT_FOUND", "ERROR_MESSAGE_STATUS_INCORRECT")
     SAVE_HEALS = ("expired_token", "invalid_token", "NO_AUTH_FOUND", "invalid_grant",
-                  "invalid_client", "ACCESS_DENIED", "user_access_error", "no_install_app")
+                  "wrong_client", "invalid_client", "ACCESS_DENIED", "user_access_error",
+                  "no_install_app")
 
-    def get_setting_data():
+    def get_setting_data(self):
         """Replace me: read the settings from your store. Out: {} before the installation."""
         with suppress(FileNotFoundError, NotADirectoryError):
-            file = SETTINGS.stat()
-            return dict(settings_file(file.st_ino, file.st_mtime_ns))
+            return json.loads((DATA_DIR / "settings.json").read_bytes())
         return {}
 
-    def set_setting_data(settings):
-        """Replace me: write them to your store. In: {} when the application is uninstalled."""
-        write(SETTINGS, settings, time.time())
+    def set_setting_data(self, settings):
+        """Replace me: write them to your store. In: {} when the app is uninstalled."""
+        write(f"{DATA_DIR}/settings.json", settings)
 
-    def update_setting_data(**news):
-        """Change these, under the lock; none if the application was uninstalled meanwhile."""
+    def update_setting_data(self, **news):
+        """Change these, under the lock; none if the app was uninstalled meanwhile."""
         with locked("settings"):
-            settings = CRest.get_setting_data()
-            CRest.set_setting_data(settings and {**settings, **news})
+            settings = self.get_setting_data()
+            if settings:
+                self.set_setting_data({**settings, **news})
 
-    def check_token(fields):
-        """Believe the OAuth server about a token, and the portal about its administrator.
+    def check_token(self, fields):
+        """Believe the OAuth server about a token, the portal about its administrator.
 
         In: a frame's or an event's fields, all of which can be forged. Out: what to save.
         Errors: 403 not ours, another portal, no administrator; 503. ("app.info", "profile")
         """
-        require(not MISSING, 503, f"NO_CLIENT_ID: set {' and '.join(MISSING)}, then restart")
+        require(not MISSING, 503, f"NO_CLIENT_ID: set {' and '.join(MISSING)}, restart")
         found = {name: fields.get(f"auth[{name}]" if "event" in fields else field, "")
-                 for name, field in CRest.FRAME}
-        status, answer = post(OAUTH_URL + "/rest/app.info", {"auth": found["access_token"]})
+                 for name, field in self.FRAME.items()}
+        status, answer = self.app_info(found)
         answered = "result" in answer or status in (400, 401, 403)
         require(answered, 503, "OAUTH_SERVER: the OAuth server did not answer; try again")
         ours = mapping(answer, "result").get("client_id") == CLIENT_ID
         require(ours, 403, "WRONG_TOKEN: not a token of this application; reload the page")
-        install = mapping(answer, "result", "install")
-        found.update({name: str(install.get(name)) for name in ("member_id", "client_endpoint")})
-        CRest.check_portal(found, CRest.get_setting_data())
-        answer = CRest.call_curl(found, "profile", {})
+        portal = mapping(answer, "result", "install")
+        found.update({name: portal.get(name) for name in ("member_id", "client_endpoint")})
+        known = self.get_setting_data().get("member_id", found["member_id"])
+        require(known == found["member_id"], 403,
+                "OTHER_PORTAL: to move to another portal, delete settings.json")
+        answer = self.call_curl(found, "profile", {})
         code = "ACCESS_DENIED" if answer.get("error") == "ACCESS_DENIED" else "PORTAL"
         profile = mapping(answer, "result")
-        require(profile, 503, f"{code}: Bitrix24 did not let the application in; try again")
-        require(profile.get("ADMIN") is True, 403, "NOT_ADMIN: only an administrator may do this")
+        require(profile, 503, f"{code}: Bitrix24 does not let the application in; try again")
+        require(profile.get("ADMIN") is True, 403, "NOT_ADMIN: only administrators may")
         return found
 
-    def check_portal(found, saved):  # the first portal that is installed is the only one
-        same = saved.get("member_id", found["member_id"]) == found["member_id"]
-        require(same, 403, "OTHER_PORTAL: to move to another portal, delete settings.json")
+    def app_info(self, settings):
+        """Whose is this token, and where is its portal now? ("app.info")"""
+        return self.ask(OAUTH_URL + "/rest/app.info", data={"auth": settings["access_token"]})
 
-    def install_app(found, **typed):
-        """Save what is proven and typed; what is not given stays, and so does the handler_key."""
+    def install_app(self, found, **typed):
+        """Save what is proven and typed; what is not given stays, with the handler_key."""
         with locked("settings"):
-            saved = CRest.get_setting_data()
-            CRest.check_portal(found, saved)  # again, under the lock: two may install at once
-            settings = {"handler_key": token_urlsafe(24), **saved,
-                        **{name: value for name, value in found.items() if value},
-                        SMS_OPERATOR: {**saved.get(SMS_OPERATOR, {}), **typed}}
-            CRest.set_setting_data(settings)
+            saved = self.get_setting_data()
+            operators = saved.get("operators", {})
+            operators[SMS_OPERATOR] = {**operators.get(SMS_OPERATOR, {}), **typed}
+            proven = {name: value for name, value in found.items() if value}
+            settings = {"handler_key": token_urlsafe(24), **saved, **proven,
+                        "operators": operators}
+            self.set_setting_data(settings)
         return settings
 
-    def call(method, params):
+    def call(self, method, params):
         """One REST method with the saved tokens. Out: {"result": ...} or {"error": "CODE"}"""
-        settings = CRest.get_setting_data()
-        answer = CRest.call_curl(settings, method, params)
-        if answer.get("error") == "expired_token":  # never before, or the app may get blocked
-            answer = CRest.call_curl(CRest.get_new_auth(settings), method, params)
+        settings = self.get_setting_data()
+        answer = self.call_curl(settings, method, params)
+        if answer.get("error") == "HTTP_302":  # the portal was renamed
+            answer = self.call_curl(self.get_new_endpoint(settings), method, params)
+        if answer.get("error") == "expired_token":  # never before, or we may get blocked
+            answer = self.call_curl(self.get_new_auth(settings), method, params)
         return answer
 
-    def call_curl(settings, method, params):
-        """A busy portal (503) is waited for; a renamed one (302) followed, the POST intact."""
-        if "access_token" not in settings:  # not installed, or not renewed
+    def call_curl(self, settings, method, params):
+        """In: settings, or the {"error": "CODE"} in their place. A 503 is waited out."""
+        if "access_token" not in settings:
             return {"error": settings.get("error", "no_install_app")}
-        fields = http_build_query({"auth": settings["access_token"], **params})
-        url, hops = f"{settings['client_endpoint']}{method}.json", 0
+        url = f"{settings['client_endpoint']}{method}.json"
         for pause in PAUSES_503:
-            status, answer = post(url, fields)
-            here, there = ZONE.match(url), status == 302 and ZONE.match(answer["location"])
-            if here and there and here[1] == there[1] and hops < 2:
-                url, hops = answer["location"], hops + 1
-            elif status != 503 or STOP.wait(pause):
+            status, answer = self.ask(url, json={"auth": settings["access_token"], **params})
+            if status != 503 or STOP.wait(pause):
                 break
-        if hops and "result" in answer:
-            CRest.update_setting_data(client_endpoint=url.rpartition(method)[0])
         return answer
 
-    def get_new_auth(expired):
+    def ask(self, url, **what):
+        """In: as post(). Out: the HTTP status, Bitrix24's answer or {"error": "CODE"}."""
+        try:
+            status, answer = post(url, **what)
+        except (requests.RequestException, ValueError):
+            return 0, {"error": "no_answer"}
+        if status == 200 and isinstance(answer, dict) and "error" not in answer:
+            return status, answer
+        return status, {"error": str(mapping(answer).get("error", f"HTTP_{status}"))}
+
+    def get_new_auth(self, expired):
         """Out: settings with a new token, whoever got it, or {"error": "CODE"} ("OAuth 2.0")"""
         with locked("settings"):
-            settings = CRest.get_setting_data()
+            settings = self.get_setting_data()
             if settings.get("access_token") != expired["access_token"]:  # somebody was faster
                 return settings
-            CRest.set_setting_data(settings)  # a full disk raises before the old ones are spent
-            status, answer = post(OAUTH_URL + "/oauth/token/", {
+            self.set_setting_data(settings)  # a full disk raises before the old are spent
+            _, answer = self.ask(OAUTH_URL + "/oauth/token/", data={
                 "grant_type": "refresh_token", "refresh_token": settings["refresh_token"],
                 "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET})
-            tokens = {name: answer.get(name) for name in ("access_token", "refresh_token")}
-            if not all(isinstance(token, str) for token in tokens.values()):
-                code = answer.get("error", "oauth_server")
-                dead = status in (400, 401, 403) and code not in CRest.SAVE_HEALS
-                return {"error": "invalid_grant" if dead else code}
-            CRest.set_setting_data({**settings, **tokens})
-        return {**settings, **tokens}
+            if not answer.get("access_token"):
+                return {"error": answer.get("error", "oauth_server")}
+            for name in ("access_token", "refresh_token", "client_endpoint"):
+                settings[name] = answer.get(name) or settings[name]
+            self.set_setting_data(settings)
+        return settings
 
-    def call_batch(commands, halt=0):
-        """In: {name: (method, params)}, 50 a request. Out: result, result_error; error ends it."""
-        whole = {"result": {}, "result_error": {}}
-        queries = [(name, f"{method}?{urlencode(http_build_query(params))}")
-                   for name, (method, params) in commands.items()]
-        for start in range(0, len(queries), 50):
-            cmd = dict(queries[start:start + 50])
-            answer = CRest.call("batch", {"halt": halt, "cmd": cmd})
+    def get_new_endpoint(self, settings):
+        """Out: settings with the address that the OAuth server knows: "Location" may lie."""
+        _, answer = self.app_info(settings)
+        endpoint = mapping(answer, "result", "install").get("client_endpoint")
+        if not endpoint:
+            return {"error": answer.get("error", "oauth_server")}
+        self.update_setting_data(client_endpoint=endpoint)
+        return {**settings, "client_endpoint": endpoint}
+
+    def call_batch(self, commands, halt=0):
+        """In: {name: (method, params)}, 50 a request. Out: result, result_error, error."""
+        whole, names = {"result": {}, "result_error": {}}, list(commands)
+        for start in range(0, len(names), 50):
+            some = {name: commands[name] for name in names[start:start + 50]}
+            cmd = {name: f"{method}?{urlencode(params)}"
+                   for name, (method, params) in some.items()}
+            answer = self.call("batch", {"halt": halt, "cmd": cmd})
             for kind in ("result", "result_error"):
                 whole[kind].update(mapping(answer, "result", kind))
             if "error" in answer:
                 return {**whole, "error": answer["error"]}
         return whole
 
-    def set_log(kind, **data):
+    def set_log(self, kind, **data):
         """Replace me. In: names, ids and codes; never a text, a token, a full number."""
-        if not BLOCK_LOG:
-            now = time.strftime("%F %T")
-            line = json.dumps({"time": now, "type": kind, **data}) + "\n"
-            with suppress(OSError):  # on a full disk what is saved stays saved, log or not
-                log_file(now).write(line.encode())
+        LOG.info(json.dumps({"time": time.strftime("%F %T"), "type": kind, **data}))
 
-    def check_server():
-        """What to mend before the application can run here: no paths, no versions."""
+    def check_server(self):
+        """What to mend before the app can run here, in words: no paths, no versions."""
         mend = [f"Set {name}, from the application's card in Bitrix24." for name in MISSING]
         urls = {"PUBLIC_URL": PUBLIC_URL, "OAUTH_URL": OAUTH_URL, "SMSRU_URL": SMSRU_URL}
         mend += [f"{name} must begin with https://" for name, url in urls.items()
                  if url and not SECURE.match(url)]
-        path = QUEUE / f"check-{token_hex(8)}"
+        path = Path(f"{DATA_DIR}/check-{token_hex(8)}")
         try:
-            CRest.get_setting_data()
-            write(path, mend, time.time(), os.link)  # the queue needs hard links
-            mend = json.loads(path.read_text("utf-8"))
+            self.get_setting_data()
+            write(path, mend)
             path.unlink()
         except OSError as error:
             mend.append(f"Let this user write to DATA_DIR: {error.strerror}.")
@@ -627,239 +697,310 @@ class CRest:
         return mend
 
 
-# ---- data/: whole files, locks, the queue -------------------------------------------------------
+crest = CRest()  # Replace me: your subclass
+
+
+# ---- data/: whole files, locks, the log, the queue ---------------------------------------
+QUEUE = DATA_DIR / "queue"
+FOLDERS = ("new", "sending", "sent", "failed")  # how far a message is; the later one counts
 os.umask(0o077)  # files 0600, folders 0700
-for folder in (DATA_DIR, QUEUE, LOGS_DIR):
+for folder in (DATA_DIR, LOGS_DIR, QUEUE, *[QUEUE / name for name in FOLDERS]):
     with suppress(OSError):  # checkserver tells; a volume that is not ours keeps its mode
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)  # it may come from git, readable by all
 
+LOG = logging.getLogger("app")  # one JSON object a line; rotation is logrotate's
+LOG.setLevel(logging.INFO)
+LOG.propagate = logging.raiseExceptions = False  # a full disk must not refuse a message
+if not BLOCK_LOG:
+    LOG.addHandler(logging.StreamHandler())
+    with suppress(OSError):
+        LOG.addHandler(logging.FileHandler(LOGS_DIR / "app.log"))
 
-def write(path, data, mtime, put=os.replace):
-    """Written aside, flushed, put in place, folder flushed: after a crash, whole or not there."""
-    aside = f"{path}.{token_hex(8)}.tmp"
-    whole = json.dumps(data, ensure_ascii=False).encode(errors="replace")
+
+def attempt(work, *args):
+    """Where nobody waits for an answer: a mistake goes to the log. Out: None then.
+
+    Its type and its lines: an exception's words may hold a secret, such as an address.
+    """
+    try:
+        return work(*args)
+    except Exception as error:
+        lines = traceback.extract_tb(error.__traceback__)
+        where = [f"{os.path.basename(line.filename)}:{line.lineno}" for line in lines]
+        crest.set_log("mistake", error=type(error).__name__, where=where)
+
+
+def as_json(data):
+    return json.dumps(data, ensure_ascii=False).encode(errors="replace")
+
+
+def write(path, data, due=None, put=os.replace):
+    """Written aside, flushed, put in place, folder flushed: after a crash whole, or not there.
+
+    In: due, the file's mtime; put: os.link raises FileExistsError instead of replacing.
+    """
+    aside = f"{DATA_DIR}/{token_hex(8)}.tmp"
     try:
         with open(aside, "xb") as file:
-            file.write(whole)
+            file.write(as_json(data))
             file.flush()  # a full disk raises here
-            os.utime(file.fileno(), (mtime, mtime))
             os.fsync(file.fileno())
+        os.utime(aside, due and (due, due))
         put(aside, path)
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(aside)
-        folder = os.open(os.path.dirname(path), os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        Path(aside).unlink(missing_ok=True)
+    flush_folder(os.path.dirname(path))
 
 
-@lru_cache(maxsize=1)
-def settings_file(inode, mtime):
-    """For the cache: read again when it is another file, as after each write()."""
-    return json.loads(SETTINGS.read_bytes())
-
-
-@lru_cache(maxsize=1)
-def log_file(now):
-    """One a day, opened once a second; a line is one write, whoever else writes."""
-    return open(LOGS_DIR / f"{now[:10]}.log", "ab", buffering=0)
+def flush_folder(path):
+    folder = os.open(path, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
 
 
 @contextmanager
 def locked(name, wait=True):
     """Replace me: a lock between threads and processes that dies with its owner.
 
-    In: "settings" or "statuses". Errors: without wait BlockingIOError, if somebody else has it.
+    In: "settings", "send" or "statuses". Errors: BlockingIOError, taken, and wait is False.
     """
-    with open(DATA_DIR / f"{name}.lock", "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    with open(f"{DATA_DIR}/{name}.lock", "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 
 class Queue:
-    """Replace me: the waiting messages, one JSON file each, in the manner of Maildir.
+    """Replace me: the waiting messages, a JSON file each, in the folder that says how far.
 
-    A file's mtime says when it is due, so that a pass opens only these. While it is being sent,
-    the file is locked and the mtime is 0 or 1, the doubts so far: when the sender is killed, the
-    next one finds that mtime without a lock, and knows that the operator may have the message.
+    After a crash a message may lie in two: the later folder counts, and whoever works on the
+    earlier one, the sender or the pass, removes it there. A file's mtime says when it is due,
+    and nothing else. Plain functions, as there is one queue.
     """
 
-    def path(message_id):
-        return f"{QUEUE}/{message_id}.json"
+    def path(folder, message_id):
+        return f"{QUEUE}/{folder}/{message_id}.json"
 
-    def put(message, due):
-        """On disk when this returns. FileExistsError: a message of this id waits already."""
-        write(Queue.path(message["message_id"]), message, due, os.link)
+    def put(message):
+        """Into new/, on disk when this returns; what waits there already stays as it is."""
+        with suppress(FileExistsError):
+            write(Queue.path("new", message["message_id"]), message, put=os.link)
 
-    def read(path, settings):
-        """Out: the message, or None if it is gone or not ours. What can't be read is set aside."""
-        try:
-            with open(path, "r+b", buffering=0) as file:  # what can't be written is no use
-                message = json.loads(file.read())
-            "".join([message[name] for name in ("to", "text", "operator_id", "status")])  # raises
-            sum(message[name] for name in ("received", "sent", "tries", "doubts"))
-            owner = [message[name] for name in ("member_id", "operator", "code")]
-            ours = owner == [settings.get("member_id"), SMS_OPERATOR, SENDER_CODE]
-            if not ours and time.time() - message["received"] > KEEP:
-                raise LookupError("nobody wants it any more")
-            return message if ours and Queue.path(message["message_id"]) == path else None
-        except FileNotFoundError:
-            return None
-        except (ValueError, LookupError, TypeError, RecursionError, IsADirectoryError,
-                PermissionError):
-            CRest.set_log("unreadable", message_id=Path(path).stem)
-            os.rename(path, Path(path).with_suffix(".unreadable"))
-
-    @contextmanager
-    def claim(message_id, settings):
-        """Out: the message, ours alone. BlockingIOError, FileNotFoundError: it is not to be sent"""
-        path = Queue.path(message_id)
-        with open(path, "r+b", buffering=0) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            state = os.fstat(file.fileno())
-            message = os.path.samestat(os.stat(path), state) and Queue.read(path, settings)
-            if not message or message["operator_id"] or message["status"]:  # replaced, or done
-                raise BlockingIOError("somebody else had it")
-            if state.st_mtime in (0, 1):  # its sender was killed
-                message["doubts"] = int(state.st_mtime) + 1
-                CRest.set_log("in doubt", message_id=message_id)
-            os.utime(file.fileno(), (0, min(message["doubts"], 1)))  # (atime, mtime)
-            os.fsync(file.fileno())
-            yield message
-
-    def due(settings, size):
-        """Yield the due messages, the longest waiting first, in lists; sweep what is left over."""
+    def due(folder):
+        """The ids of what is due now, the longest waiting first."""
         found, now = [], time.time()
-        for file in (*os.scandir(QUEUE), *DATA_DIR.glob("*.tmp")):
-            with suppress(OSError):  # it is gone, or a folder
-                mtime = os.lstat(file).st_mtime
-                if file.name.endswith(".json"):
-                    if not now < mtime <= now + HOUR:  # farther off than any pause: a clock was set
-                        found.append((mtime, f"{QUEUE}/{file.name}"))
-                elif now - mtime > (24 * HOUR if file.name.endswith(".tmp") else KEEP):
-                    os.unlink(file)
-        found.sort()
-        for start in range(0, len(found), size):
-            if STOP.is_set():
-                return
-            messages = [Queue.read(path, settings) for _, path in found[start:start + size]]
-            yield [message for message in messages if message]
+        for file in os.scandir(QUEUE / folder):
+            with suppress(FileNotFoundError):  # it is just leaving
+                found.append((file.stat().st_mtime, file.name))
+        return [name[:-5] for due, name in sorted(found)
+                if due <= now and name.endswith(".json")]
 
-    def record(message, due):
-        """Replace the message if it is still there: what clear() took must not come back."""
+    def ready():
+        """Is there anything to send now, or to settle?"""
+        return not Queue.resting() and (Queue.due("new") or Queue.due("sending"))
+
+    def read(folder, ids):
+        """Yield the messages that are still there; what can't be read is set aside."""
+        later = FOLDERS[FOLDERS.index(folder) + 1:]
+        for message_id in ids:
+            path = Queue.path(folder, message_id)
+            try:
+                if any(os.path.exists(Queue.path(one, message_id)) for one in later):
+                    os.unlink(path)
+                else:
+                    yield {**json.loads(Path(path).read_bytes())}
+            except FileNotFoundError:
+                continue
+            except (ValueError, TypeError, PermissionError):
+                crest.set_log("unreadable", message_id=message_id)
+                os.utime(path)
+                os.rename(path, f"{QUEUE}/{message_id}.unreadable")
+
+    def take(message_id):
+        """From new/ to sending/. Out: the message; None: it is gone, or farther already."""
+        for message in Queue.read("new", [message_id]):
+            os.rename(Queue.path("new", message_id), Queue.path("sending", message_id))
+            flush_folder(QUEUE / "sending")  # before the operator may have it
+            return message
+
+    def back(message, due):
+        """From sending/ to new/: it may hold news, so written there first, removed here."""
+        there = Queue.path("new", message["message_id"])
+        write(there, message, due)
+        try:
+            os.unlink(Queue.path("sending", message["message_id"]))
+        except FileNotFoundError:  # clear() took it meanwhile
+            os.unlink(there)
+
+    def finish(message):
+        """From sending/ to sent/ or failed/: recorded in place, then moved."""
+        folder = "failed" if message["status"] == "failed" else "sent"
+        with suppress(FileNotFoundError):  # clear() took it meanwhile
+            Queue.record("sending", message)
+            os.rename(Queue.path("sending", message["message_id"]),
+                      Queue.path(folder, message["message_id"]))
+
+    def record(folder, message):
+        """Over what is there, in one write: making another file is what costs most."""
+        with open(Queue.path(folder, message["message_id"]), "r+b", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            file.write(as_json(message).ljust(size))  # spaces where the text was
+            os.fsync(file.fileno())
+
+    def postpone(folder, message_id, due):
         with suppress(FileNotFoundError):
-            write(Queue.path(message["message_id"]), message, due, lambda aside, path: (
-                os.path.exists(path) and os.replace(aside, path)))
+            os.utime(Queue.path(folder, message_id), (due, due))
 
-    def postpone(message, due):
-        with suppress(FileNotFoundError):
-            os.utime(Queue.path(message["message_id"]), (due, due))
-
-    def remove(message):
-        Path(Queue.path(message["message_id"])).unlink(missing_ok=True)
+    def remove(message_id):
+        """From all folders, new/ first: what comes there after that is a genuine resend."""
+        for folder in FOLDERS:
+            Path(Queue.path(folder, message_id)).unlink(missing_ok=True)
 
     def waiting():
-        return sum(name.endswith(".json") for name in os.listdir(QUEUE))
+        return sum(len(os.listdir(QUEUE / folder)) for folder in FOLDERS)
 
     def clear():
-        """Until nothing is left: a record() may be under way."""
-        while left := list(QUEUE.iterdir()):
-            for path in left:
-                path.unlink(missing_ok=True)
+        for path in QUEUE.glob("*/*.json"):
+            path.unlink(missing_ok=True)
+
+    def sweep():
+        """What a killed process left half written, and what was set aside long ago."""
+        for path in (*DATA_DIR.glob("*.tmp"), *QUEUE.glob("*.unreadable")):
+            with suppress(FileNotFoundError):
+                age = time.time() - path.stat().st_mtime
+                if age > (HOUR if path.suffix == ".tmp" else KEEP):
+                    path.unlink()
+
+    def rest(seconds, outcome=""):
+        """Send nothing for so long: the lock's own mtime says until when, its text why."""
+        until = time.time() + seconds
+        (DATA_DIR / "send.lock").write_text(outcome)
+        os.utime(DATA_DIR / "send.lock", (until, until))
+
+    def resting():
+        """Out: why nothing is sent for now, or ""."""
+        with suppress(FileNotFoundError):
+            if os.stat(f"{DATA_DIR}/send.lock").st_mtime > time.time():
+                return (DATA_DIR / "send.lock").read_text()
+        return ""
 
 
-# ---- Operators: Demo, SmsRu ---------------------------------------------------------------------
+# ---- Operators: operate, Demo, SmsRu -----------------------------------------------------
+HTTP_SAYS = {0: "down", 429: "busy", 503: "down"}  # statuses by which nothing was taken
+
+
+def operate(unsure, work, *args):
+    """The one place that calls an operator. Out: one of OUTCOMES, and what came with it.
+
+    In: unsure, what an exception or an unknown word means: "in doubt" for send(), because
+    the operator may have the message; else "down".
+    """
+    outcome, found = attempt(work, *args) or (unsure, "mistake")
+    known = outcome in OUTCOMES and outcome != "in doubt"
+    return (outcome if known else unsure), found
+
+
 class Demo:
-    """Replace me: an operator. Nothing is sent; numbers that end in 01, 02, 03 meet trouble.
+    """Replace me: an operator. Nothing is sent; numbers in 01, 02, 03 meet trouble.
 
-    Plain functions without self; they raise nothing. Each answers ("", result), or what is in the
-    way and a note for the log: "key", "money", "limit", "down" concern the account; "failed" or
-    "later" one message; "in doubt": it may have it; "repeat": it says that it had it before.
+    Plain functions; each answers one of OUTCOMES and what goes with it. If they raise, a
+    message may have been sent. settings has each of FIELDS as text.
     """
 
-    FIELDS = ({"name": "api_key", "en": ("API key", "Any key will do: nothing is sent."),
+    FIELDS = ({"name": "api_key", "secret": True,
+               "en": ("API key", "Any key will do: nothing is sent."),
                "ru": ("Ключ API", "Подойдёт любой: ничего не отправляется.")},)
 
     def check(settings):
+        """Before a Save. Out: "", or what is in the way ("key": not with these); a note."""
         return ("" if settings["api_key"] else "key"), ""
 
     def send(settings, message):
-        """Out: ("sent", the operator's id)"""
+        """In: as handler() made it. Out: "sent" and the operator's id ("" if it has none),
+        or what is in the way and a note for the log (no number, no text)."""
         end = re.sub(r"\D", "", message["to"])[-2:]
         if end == "02":
             return "failed", "refused"
-        if end == "03" and message["tries"] < 2:
-            return "down", ""
+        if end == "03" and not message["in_doubt"]:
+            return "in doubt", "no answer"
         return "sent", f"{time.time()}-{end}"
 
     def statuses(settings, ids):
-        """Out: ("", {id: "delivered" | "undelivered" | "failed"}), without those under way."""
-        old = [i for i in ids if time.time() - float(i.partition("-")[0]) > 1]
-        return "", {i: "undelivered" if i.endswith("-01") else "delivered" for i in old}
-
-
-# SMS.ru's codes: what became of a message ("": it is under way), what is in the way of sending it
-SMSRU = {"delivered": (103, 110), "undelivered": (104, 105, 106, 107, 108, 150),
-         "": (-1, 100, 101, 102), "key": (200, 300, 301, 302), "money": (201,), "limit": (206,),
-         "down": (220, 500), "later": (230, 233), "repeat": (231,), "repeated": (232,),
-         "failed": (202, 203, 205, 207, 209, 215, 216, 217, 204, 214, 221, 550)}
-SMSRU_CODES = {str(code): outcome for outcome, codes in SMSRU.items() for code in codes}
+        """In: up to 100 of the operator's ids. Out: "" or what is in the way, and
+        {id: one of FINAL}, without those that are under way."""
+        old = [one for one in ids if time.time() - float(one.partition("-")[0]) > 1]
+        return "", {one: "undelivered" if one.endswith("-01") else "delivered" for one in old}
 
 
 class SmsRu:
-    """SMS.ru ("API: sending", "API: status"): one number a request, up to 100 ids a question."""
+    """SMS.ru ("API: sending", "API: status"): one number a request, 100 ids a question."""
 
-    FIELDS = ({"name": "api_key", "en": ("API key", "api_id, in your SMS.ru account's settings"),
+    FIELDS = ({"name": "api_key", "secret": True,
+               "en": ("API key", "api_id, in your SMS.ru account's settings"),
                "ru": ("Ключ API", "api_id из настроек личного кабинета SMS.ru")},)
+    # Its codes; every other one is "failed"
+    OUTCOMES = {100: "", 200: "key", 300: "key", 301: "key", 302: "key", 201: "money",
+                206: "limit", 220: "down", 500: "down",
+                230: "later", 231: "later", 232: "later", 233: "later"}
+    STATUSES = {-1: "", 100: "", 101: "", 102: "", 103: "delivered", 110: "delivered",
+                **dict.fromkeys((104, 105, 106, 107, 108, 150), "undelivered")}
 
-    def request(path, settings, unsure="down", **fields):  # Out: ("", its JSON) or outcome()
-        status, answer = post(SMSRU_URL + path, dict(fields, api_id=settings["api_key"], json=1))
-        if answer.get("status") == "OK":
-            return "", answer
-        lost = answer.get("error") == "no_answer" or status == 200  # it may have got through
-        return SmsRu.outcome(answer, unsure if lost else "down")
+    def request(path, settings, **fields):
+        """Out: "" and SMS.ru's JSON, or what is in the way and its code."""
+        fields = {**fields, "api_id": settings["api_key"], "json": 1}
+        status, answer = post(SMSRU_URL + path, data=fields)
+        if status in HTTP_SAYS:
+            return HTTP_SAYS[status], status
+        return SmsRu.outcome(answer)
 
-    def outcome(entry, unsure="down"):
-        """What the code means, or unsure if SMS.ru did not write this; a note for the log."""
-        code, known = str(entry.get("status_code"))[:4], entry.get("status") in ("OK", "ERROR")
-        words = entry.get("status_text") if code in ("204", "214", "221", "550") else ""
-        note = f"{code} " + re.sub(r"\S*\d\S*|\S{25,}", "…", str(words))[:100]  # no number, no key
-        return (SMSRU_CODES.get(code, "failed") if known else unsure), note
+    def outcome(answer):
+        """In: a whole answer, or one number's entry. Out: as request()."""
+        code = mapping(answer).get("status_code")
+        if not isinstance(code, int):  # SMS.ru did not write this
+            return "in doubt", "no sense"
+        outcome = SmsRu.OUTCOMES.get(code, "failed")
+        return outcome, code if outcome else answer
 
     def check(settings):
         return SmsRu.request("/auth/check", settings)
 
     def send(settings, message):
-        to = re.sub(r"^8(?=\d{10}$)", "7", re.sub(r"\D", "", message["to"]))  # 8 925 is +7 925
-        trouble, answer = SmsRu.request("/sms/send", settings, "in doubt", to=to,
-                                        msg=message["text"], test=SMSRU_TEST or None)
-        if trouble:
-            return trouble, answer
-        entry = mapping(next(iter(mapping(answer, "sms").values()), {}))  # the only one, any key
-        sent = entry.get("status") == "OK"
-        return ("sent", entry.get("sms_id")) if sent else SmsRu.outcome(entry, "in doubt")
+        digits = re.sub(r"\D", "", message["to"])
+        to = re.sub(r"^8(?=\d{10}$)", "7", digits)  # 8 925 is +7 925
+        trouble, answer = SmsRu.request("/sms/send", settings, to=to, msg=message["text"],
+                                        test=SMSRU_TEST or None)
+        if not trouble:  # its only entry, whatever the key
+            trouble, answer = SmsRu.outcome(next(iter(mapping(answer, "sms").values()), {}))
+        if message["in_doubt"] and answer in (231, 232):  # had the same text just now
+            return "sent", ""
+        return (trouble, answer) if trouble else ("sent", answer.get("sms_id"))
 
     def statuses(settings, ids):
         trouble, answer = SmsRu.request("/sms/status", settings, sms_id=",".join(ids))
-        told = {i: mapping(answer, "sms", i) for i in ids}
-        return trouble, {i: SmsRu.outcome(e)[0] for i, e in told.items() if e.get("status") == "OK"}
+        found = {one: mapping(answer, "sms", one) for one in ids}
+        return trouble, {one: SmsRu.STATUSES.get(entry.get("status_code"), "failed")
+                         for one, entry in found.items() if entry.get("status") == "OK"}
 
 
 OPERATORS = {"demo": Demo, "smsru": SmsRu}
-OPERATOR = OPERATORS.get(SMS_OPERATOR) or sys.exit(f"SMS_OPERATOR is one of {', '.join(OPERATORS)}")
+if SMS_OPERATOR not in OPERATORS:
+    sys.exit(f"SMS_OPERATOR is one of {', '.join(OPERATORS)}")
+OPERATOR = OPERATORS[SMS_OPERATOR]
 
 
-def operator_settings(settings):  # every field as text; SMS_API_KEY until a key is saved
+def operator_settings(settings):
+    """Each of the operator's fields as text; SMS_API_KEY until a key is saved."""
     empty = {field["name"]: "" for field in OPERATOR.FIELDS}
-    return {**empty, "api_key": SMS_API_KEY, **settings.get(SMS_OPERATOR, {})}
+    saved = settings.get("operators", {}).get(SMS_OPERATOR, {})
+    return {**empty, "api_key": SMS_API_KEY, **saved}
 
 
-# ---- Run: python app.py [statuses | checkserver] ------------------------------------------------
-POOL = ThreadPoolExecutor(8)  # its threads start with the first message
+# ---- Run: python app.py [statuses | checkserver] -----------------------------------------
+SENDER = ThreadPoolExecutor(1)  # its thread starts with the first message
 
 
-class Server(WSGIServer, ThreadingHTTPServer):  # its threads do not hold up the end
+class Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True  # they do not hold up the end
     request_queue_size = 1024  # Bitrix24 may call a thousand times at once
 
     def handle_error(self, *_):
@@ -868,43 +1009,33 @@ class Server(WSGIServer, ThreadingHTTPServer):  # its threads do not hold up the
 
 class Connection(WSGIRequestHandler):
     timeout = 30  # seconds of silence
-    wbufsize = -1  # an answer leaves in one piece
 
-    def log_message(self, *words):  # the path, the status; not the query: it holds the secret
-        path = getattr(self, "path", "").partition("?")[0]
-        sys.stderr.write(f"{time.strftime('%F %T')} {path!r} {words[-2]}\n")
-
-
-def attempt(work, *args):
-    """Where nobody waits for an answer: what goes wrong is in the output. Out: None then."""
-    try:
-        return work(*args)
-    except Exception:
-        logging.getLogger("app").exception(work)
+    def log_message(self, *_):
+        """No access log: the request line holds the secret."""
 
 
 def passes():
-    """In a thread of its own, so that a burst in POOL does not hold it up."""
-    while not STOP.wait(STATUSES_EVERY or None):  # None: no pass, only the end
+    while STATUSES_EVERY and not STOP.wait(STATUSES_EVERY):
         attempt(one_pass)
 
 
 def main(command=""):
+    path = DATA_DIR / "settings.json"
     if command not in ("", "statuses", "checkserver"):
         sys.exit("Usage: python app.py [statuses | checkserver]")
     if command == "statuses":
-        if os.path.exists(SETTINGS) and SETTINGS.stat().st_uid != os.geteuid():
-            sys.exit("settings.json belongs to another user: run this as the one who runs the app")
+        if path.exists() and path.stat().st_uid != os.geteuid():
+            sys.exit("settings.json is another user's: run this as the one who runs the app")
         totals = one_pass()
         print(json.dumps(totals))
         sys.exit(bool(totals["errors"]))
-    mend = CRest.check_server()
+    mend = crest.check_server()
     print("\n".join(mend) or "This server can run the application.")
     if command == "checkserver":
         sys.exit(bool(mend))
     note = DEMO if OPERATOR is Demo else ""
     print(f"http://{HOST}:{PORT}/ with the operator {SMS_OPERATOR}{note}", flush=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
     threading.Thread(target=passes).start()
     try:
         app.run(host=HOST, port=PORT, server_class=Server, handler_class=Connection, quiet=True)
@@ -912,7 +1043,7 @@ def main(command=""):
         sys.exit(f"Can't listen on {HOST}:{PORT}: {error.strerror}. Set HOST or PORT.")
     finally:
         STOP.set()
-        POOL.shutdown(cancel_futures=True)
+        SENDER.shutdown(cancel_futures=True)
 
 
 if __name__ == "__main__":

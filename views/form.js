@@ -23,7 +23,9 @@
       const result = await new Promise(function (then) {
         BX24.callMethod('messageservice.sender.add', params, then);
       });
-      await settle(result, params);
+      const code = errorCode(result);
+      // the application has updated a provider that is there already
+      if (code && code !== 'ERROR_SENDER_ALREADY_INSTALLED') fail(code, result.error_description());
       showSaved();
       // 3. finish the installation on Bitrix24's side
       if (form.dataset.page === 'install') BX24.installFinish();
@@ -52,39 +54,20 @@
     return found.sender || fail(found.error, found.error_description);
   }
 
-  // A provider that is there already is updated; an old portal can only delete and add it.
-  async function settle(result, params) {
-    const call = (method) => new Promise((then) => BX24.callMethod(method, params, then));
-    if (errorCode(result) === 'ERROR_SENDER_ALREADY_INSTALLED') {
-      result = await call('messageservice.sender.update');
-    }
-    if (errorCode(result) === 'ERROR_METHOD_NOT_FOUND') {
-      await call('messageservice.sender.delete');
-      result = await call('messageservice.sender.add');
-    }
-    if (errorCode(result)) fail(errorCode(result), result.error_description());
-  }
-
   // error() is an object in BX24.js: its code is inside, or at the start of its text.
   function errorCode(result) {
     const error = result.error();
     return error && ((error.ex && error.ex.error) || String(error).split(/[:\s]/)[0] || 'OTHER');
   }
 
-  // An operator's error belongs to its field, every other one below the form.
   function complain(code, description) {
     const known = Object.keys(texts).includes(code);
-    const words = (known ? texts[code] : texts.OTHER + ' ' + description) + ' (' + code + ')';
-    if (!code.startsWith('OPERATOR_')) return say(trouble, words);
-    say(document.getElementById(inputs[0].id + '-error'), words);
-    inputs[0].setAttribute('aria-invalid', 'true');
-    inputs[0].focus();
+    say(trouble, (known ? texts[code] : texts.OTHER + ' ' + description) + ' (' + code + ')');
   }
 
   // One message at a time, in one of the places that are kept free for it.
   function say(place, words) {
     document.querySelectorAll('.error, .done').forEach((one) => { one.textContent = ''; });
-    inputs.forEach((input) => input.removeAttribute('aria-invalid'));
     place.textContent = words;
     if (ready) BX24.fitWindow();
   }
@@ -98,10 +81,10 @@
 
   function showSaved() {
     inputs.forEach((input) => {
-      const key = input.value.trim();
+      const value = input.value.trim();
       const shown = document.querySelector('[data-key="' + input.name + '"]');
-      if (key) input.placeholder = '••••' + (key.length > 8 ? key.slice(-4) : '');
-      if (key && shown) shown.textContent = input.placeholder;
+      if (value) input.placeholder = input.type === 'password' ? '••••' : value;
+      if (value && shown) shown.textContent = input.placeholder;
       input.value = '';
     });
     document.querySelectorAll('[data-saved]').forEach((one) => {

@@ -11,12 +11,12 @@
 % end
 % for field in operator.FIELDS:
 %   name, (label, hint) = field['name'], field['ru' if ru else 'en']
+%   secret, value = field.get('secret'), get('values', {}).get(name, '')
 <label for="{{name}}">{{label}}</label>
-<input type="text" class="operator" id="{{name}}" name="{{name}}" autocomplete="off"
- autocapitalize="off" spellcheck="false" aria-describedby="{{name}}-hint {{name}}-error"
- placeholder="{{get('keys', {}).get(name, '')}}">
+<input type="{{'password' if secret else 'text'}}" class="operator" id="{{name}}" name="{{name}}"
+ autocomplete="{{'new-password' if secret else 'off'}}" autocapitalize="off" spellcheck="false"
+ aria-describedby="{{name}}-hint" placeholder="{{'••••' if secret and value else value}}">
 <p class="hint" id="{{name}}-hint">{{hint}}</p>
-<p class="error" id="{{name}}-error"></p>
 % end
 <button disabled>{{t['save']}}</button>
 </form>

@@ -8,8 +8,9 @@
 <h2 id="state">{{t['state']}}</h2>
 <dl>
 % for field in operator.FIELDS:
+%   value = values[field['name']]
 <dt>{{field['ru' if ru else 'en'][0]}}</dt>
-<dd data-key="{{field['name']}}">{{keys.get(field['name'], t['no key'])}}</dd>
+<dd data-key="{{field['name']}}">{{'••••' if value and field.get('secret') else value or t['no key']}}</dd>
 % end
 <dt>{{t['address']}}</dt>
 <dd data-saved="{{present}}">{{saved or t['no address']}}</dd>

@@ -47,6 +47,8 @@ texts = {
                        "Дневной лимит у оператора исчерпан. Сообщения ждут."),
     "operator down": ("The operator did not answer. The next passes try again.",
                       "Оператор не отвечал. Следующие проходы попробуют снова."),
+    "operator busy": ("The operator asks to slow down. Messages wait a little.",
+                      "Оператор просит не спешить. Сообщения немного подождут."),
     "operator in doubt": ("The operator broke off without an answer; it may have a message twice.",
                           "Оператор оборвал связь без ответа; сообщение могло уйти дважды."),
     "portal": ("Bitrix24 could not be told about the statuses. The next passes try again.",
@@ -80,9 +82,10 @@ sayings = {
                 "item in the menu or in Applications (Market); if it is open there, reload it.",
                 "Битрикс24 не отвечает. Откройте эту страницу внутри Битрикс24: пункт приложения в "
                 "меню или раздел «Приложения» («Маркет»); если она открыта там, обновите её."),
-    "OPERATOR_KEY": ("The operator does not accept this key.", "Оператор не принимает этот ключ."),
-    "OPERATOR_DOWN": ("The operator could not check the key. Try again later.",
-                      "Оператор не смог проверить ключ. Попробуйте позже."),
+    "OPERATOR_KEY": ("The operator does not accept what was entered.",
+                     "Оператор не принимает введённые данные."),
+    "OPERATOR_DOWN": ("The operator could not check what was entered. Try again later.",
+                      "Оператор не смог проверить введённые данные. Попробуйте позже."),
     "NOT_ADMIN": ("Only an administrator of Bitrix24 may see and change these settings.",
                   "Видеть и менять эти настройки может только администратор Битрикс24."),
     "OTHER_PORTAL": ("The application is installed on another Bitrix24. To move it, delete the "
