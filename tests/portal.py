@@ -137,8 +137,8 @@ class App:
         return done.returncode, done.stdout.decode("utf-8", "replace")
 
     def queue(self):
-        """The waiting messages: one JSON file each in DATA_DIR/queue."""
-        return sorted((self.data / "queue").glob("*.json"))
+        """The waiting messages: one JSON file each, in the folders of DATA_DIR/queue."""
+        return sorted((self.data / "queue").glob("*/*.json"), key=lambda path: path.name)
 
 
 class World:

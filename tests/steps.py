@@ -1,0 +1,211 @@
+"""What tests do and look at, in one place: send a message, make a pass, see where a message lies.
+
+They see the queue as its folders of files, move time by changing mtimes between passes, and make
+the operator slow or silent.
+"""
+import json
+import os
+import threading
+import time
+from contextlib import suppress
+
+import requests
+from portal import ADMINISTRATOR, GOOD_KEY, install, until
+
+FOLDERS = ("new", "sending", "sent", "failed")  # how far a message is; the later one counts
+PHONE, NUMBER = "+7 (925) 507-06-02", "79255070602"
+HOUR, DAY = 3600, 24 * 3600
+
+
+def code_of(world):
+    """The CODE of the provider that the app registered."""
+    return next(iter(world.portal.senders))
+
+
+def handler_url(world, app=None):
+    """The address that the app registered at the portal, at another process of it if asked for."""
+    url = world.portal.senders[code_of(world)]["HANDLER"]
+    return url if app is None else url.replace(world.portal.app_url, app.url)
+
+
+def one_pass(world, app=None):
+    """One pass over HTTP; its totals."""
+    url = handler_url(world, app).replace("/handler?", "/statuses?")
+    answer = requests.get(url, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def send(world, text, to=PHONE, **more):
+    """The portal calls the handler; returns the message_id."""
+    message_id, status = world.portal.send_message(to, text, code=code_of(world), **more)
+    assert status == 200
+    return message_id
+
+
+# Where a message is ------------------------------------------------------------------------------
+
+def folder_of(app, message_id):
+    """The name of the last folder that has the message, None if it is gone."""
+    found = [one for one in FOLDERS if (app.data / "queue" / one / f"{message_id}.json").exists()]
+    return found[-1] if found else None
+
+
+def path_of(app, message_id, folder=None):
+    """Its file, in the folder where it is now if none is named."""
+    folder = folder or folder_of(app, message_id) or "new"
+    return app.data / "queue" / folder / f"{message_id}.json"
+
+
+def read(app, message_id):
+    """The message as it lies on disk; it may move on while one looks."""
+    for _ in range(20):
+        with suppress(FileNotFoundError):
+            return json.loads(path_of(app, message_id).read_text("utf-8"))
+    raise FileNotFoundError(message_id)
+
+
+def stored(app):
+    """What waits: {message_id: the file's JSON}."""
+    found = {}
+    for path in app.queue():
+        with suppress(FileNotFoundError):
+            found[path.stem] = read(app, path.stem)
+    return found
+
+
+def change(app, message_id, **news):
+    """Rewrite a waiting message between two passes, and make it due."""
+    path = path_of(app, message_id)
+    path.write_text(json.dumps({**read(app, message_id), **news}), "utf-8")
+    make_due(app, message_id)
+
+
+def make_due(app, *message_ids):
+    """Let the pauses of these messages, or of all that still wait, be over; sending rests no more."""
+    paths = [path_of(app, one) for one in message_ids] or app.queue()
+    for path in [*paths, app.data / "send.lock"]:
+        with suppress(FileNotFoundError):
+            os.utime(path, (time.time() - 60,) * 2)
+
+
+def pause(app, message_id):
+    """How many seconds from now the message is due."""
+    return path_of(app, message_id).stat().st_mtime - time.time()
+
+
+def rests(app):
+    """How many seconds from now sending goes on."""
+    return (app.data / "send.lock").stat().st_mtime - time.time()
+
+
+def forget(app):
+    """Nothing waits, sending rests no more, and the log is empty; its file stays, it is open."""
+    for path in (app.data / "queue").rglob("*.*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+    for path in (app.data / "logs").iterdir():
+        os.truncate(path, 0)
+    make_due(app)
+
+
+# What happened -----------------------------------------------------------------------------------
+
+def logged(app, kind, message_id=None):
+    """The log's lines of one type, about one message if asked for."""
+    lines = [json.loads(line) for path in sorted((app.data / "logs").glob("*.log"))
+             for line in path.read_text("utf-8").splitlines()]
+    return [line for line in lines
+            if line["type"] == kind and message_id in (None, line.get("message_id"))]
+
+
+def outcomes(app, message_id):
+    """What became of each try to send this message, in their order."""
+    return [line["outcome"] for line in logged(app, "send", message_id)]
+
+
+def doubted(app, message_id):
+    """Say whether the log calls this message in doubt."""
+    return "in doubt" in outcomes(app, message_id)
+
+
+def tried(app, message_id, times=1):
+    """Wait until so many tries to send this message are over, and their outcome is on disk."""
+    until(lambda: len(outcomes(app, message_id)) >= times
+          and folder_of(app, message_id) not in (None, "sending"), message="it was not tried")
+
+
+def settled(app, *message_ids):
+    """Wait until the operator has these messages, and that is on disk."""
+    until(lambda: all(folder_of(app, one) == "sent" for one in message_ids),
+          message="it was not sent")
+
+
+def received(world, text):
+    """How often the operator accepted this text."""
+    return sum(one["msg"] == text for one in world.smsru.sent)
+
+
+def calls(party, path):
+    """The fields of every request for this path, in their order."""
+    return [fields for asked, fields in party.requests if asked.endswith(path)]
+
+
+# Trouble -----------------------------------------------------------------------------------------
+
+class Gate:
+    """Holds the requests for one path until it is opened; `asked` says which came so far."""
+
+    def __init__(self, party, path):
+        self.path, self.asked, self.open = path, [], threading.Event()
+        party.trouble = self
+
+    def __call__(self, method, path, fields):
+        if path.endswith(self.path):
+            self.asked.append(fields)
+            self.open.wait(20)
+
+
+def cut(world, times):
+    """The operator accepts, and the line breaks before its answer, so many times."""
+    left = list(range(times))
+
+    def trouble(method, path, fields):
+        if path == "/sms/send" and left:
+            left.pop()
+            world.smsru.send(path, fields)
+            raise ConnectionResetError
+    world.smsru.trouble = trouble
+
+
+def another(world, **env):
+    """A second process of the app, on the same DATA_DIR."""
+    return world.new_app(**{"DATA_DIR": world.app.data, "RETRY_AFTER": 0.2, "STATUSES_EVERY": 0,
+                            **env}).start()
+
+
+def reset(world):
+    """Make a used world as good as new: nothing installed, nothing in trouble, nothing waiting."""
+    portal, smsru = world.portal, world.smsru
+    for party in (portal, world.oauth, smsru):
+        party.trouble = None
+        if party.server is None:
+            party.start()
+    until(lambda: not list((world.app.data / "queue" / "sending").iterdir()),
+          message="a message of the test before is still under way")
+    (world.app.data / "settings.json").unlink(missing_ok=True)
+    forget(world.app)
+    portal.senders, portal.bindings, portal.installed = {}, [], False
+    portal.binding_error = "ERROR_EVENT_BINDING_EXISTS"
+    portal.users[ADMINISTRATOR]["active"] = True
+    smsru.down, smsru.refuse, smsru.delay, smsru.keys = False, None, 1.0, {GOOD_KEY}
+    for used in (smsru.sent, smsru.requests, portal.requests, world.oauth.requests):
+        used.clear()
+    return world
+
+
+def installed_app(world, **env):
+    """The app started with these variables and installed by an administrator."""
+    app = world.start_app(**{"STATUSES_EVERY": 0, **env})
+    assert install(world).status_code == 200
+    return app
