@@ -11,14 +11,12 @@ the operator what became of it and report that back.
     statuses.php     GET /statuses?key=SECRET   statuses()    one pass over the queue
     checkserver.php  GET /checkserver           checkserver() can this server run it?
     crest.php                                   class CRest   calls Bitrix24, renews tokens
-    (some queue)     data/queue/                class Queue   the folder says how far one is:
-                                                              new → sending → sent | failed
+    (some queue)     data/queue/                class Queue   folders: new → sending → sent | failed
     (operator's API)                            class Demo, class SmsRu
 
 "Replace me" marks what a fork replaces; "Differs from PHP", what is not as in PHP, and why.
 Left out on purpose, but in tests/forks/: several portals, a database, pushed receipts.
 """
-
 import fcntl
 import json
 import logging
@@ -57,8 +55,7 @@ TEMPLATE_PATH.insert(0, str(HERE / "views"))
 CLIENT_ID, CLIENT_SECRET = env("C_REST_CLIENT_ID"), env("C_REST_CLIENT_SECRET")
 MISSING = [name for name in ("C_REST_CLIENT_ID", "C_REST_CLIENT_SECRET") if not env(name)]
 DATA_DIR = env("DATA_DIR", HERE / "data", Path)  # becomes 0700: nobody else looks inside
-LOGS_DIR = env("C_REST_LOGS_DIR", DATA_DIR / "logs", Path)
-BLOCK_LOG = env("C_REST_BLOCK_LOG") == "1"
+LOGS_DIR, BLOCK_LOG = env("C_REST_LOGS_DIR", DATA_DIR / "logs", Path), env("C_REST_BLOCK_LOG")
 OAUTH_URL = env("OAUTH_URL", "https://oauth.bitrix24.tech").rstrip("/")
 BX24_JS_URL = env("BX24_JS_URL", "https://api.bitrix24.com/api/v1/")
 PUBLIC_URL = env("PUBLIC_URL")  # with its path: https://mydomain.ru/sms/
@@ -70,15 +67,12 @@ GIVE_UP_WAITING = env("GIVE_UP_WAITING", 72, float)  # hours, then it is "undeli
 SMS_OPERATOR = env("SMS_OPERATOR", "demo")  # or "smsru"
 SMS_API_KEY = env("SMS_API_KEY")  # when there is no page to ask for it
 SMSRU_URL, SMSRU_TEST = env("SMSRU_URL", "https://sms.ru").rstrip("/"), env("SMSRU_TEST")
-
 # Replace me: the sender as users see it in Bitrix24 (the pages' texts are in views/)
-SENDER_CODE = env("SENDER_CODE", "fastsms")
-SENDER_NAME = env("SENDER_NAME", "Provider FastSms")
+SENDER_CODE, SENDER_NAME = env("SENDER_CODE", "fastsms"), env("SENDER_NAME", "Provider FastSms")
 SENDER_DESCRIPTION = "Description sms provider"
 DEMO = " (demo: nothing is sent)"  # behind the name, as long as the operator is Demo
 
 HOUR, KEEP = 3600, 14 * 24 * 3600  # seconds; no message is kept longer than KEEP
-MAX_BODY = 100 * 1024  # bytes
 TIMEOUT = (5, 30)  # seconds to connect, seconds of silence
 PAUSES_503 = (0.5, 1, 2, 4, 8, 0)  # seconds; Bitrix24 takes 2 requests a second
 PRESS_SAVE = "an administrator must open the application and press Save"
@@ -101,14 +95,12 @@ def install():
     if "event" not in fields:
         return page("install", fields)
     if fields["event"] in ("ONAPPINSTALL", "ONAPPUPDATE"):
-        settings = crest.install_app(crest.check_token(fields))
-        register(settings, public_url(), from_page=False)
+        register(crest.install_app(crest.check_token(fields)), public_url(), from_page=False)
         return {"result": True}
     known = crest.get_setting_data().get("application_token", "")
     given = fields.get("auth[application_token]", "")
     proven = known and compare_digest(known.encode(), given.encode())
-    ours = proven and fields["event"] == "ONAPPUNINSTALL"
-    require(ours, 403, "WRONG_EVENT: not from the portal that is installed")
+    require(proven and fields["event"] == "ONAPPUNINSTALL", 403, "WRONG_EVENT: not our portal")
     with locked("settings"):
         crest.set_setting_data({})
     if fields.get("data[CLEAN]") == "1":
@@ -126,15 +118,14 @@ def save():
     Differs from PHP: there the step was left to you.
     """
     fields, url = form(), public_url()
-    found = crest.check_token(fields)
-    given = {field["name"]: fields.get(field["name"], "").strip() for field in OPERATOR.FIELDS}
-    typed = {name: value for name, value in given.items() if value}
+    found, names = crest.check_token(fields), [field["name"] for field in OPERATOR.FIELDS]
+    typed = {name: fields[name].strip() for name in names if fields.get(name, "").strip()}
     keys = {**operator_settings(crest.get_setting_data()), **typed}
     trouble, _ = operate("down", OPERATOR.check, keys)
     require(trouble != "key", 400, "OPERATOR_KEY: the operator does not accept this")
     require(not trouble, 503, "OPERATOR_DOWN: the operator could not check it; try later")
     sender = register(crest.install_app(found, **typed), url)
-    Queue.rest(0)  # what waits for a new key is tried at once
+    Queue.rest(0)  # what waits for another key is tried at once
     wake()
     return {"sender": sender}
 
@@ -145,9 +136,9 @@ def register(settings, url, from_page=True):
     Out: the parameters of sender.add: the page's step, if there is a page. url is saved last:
     until all is done, /index warns, and Save repairs it. ("messageservice.sender.add")
     """
-    name = SENDER_NAME + DEMO if OPERATOR is Demo else SENDER_NAME
-    sender = {"CODE": SENDER_CODE, "TYPE": "SMS", "HANDLER": f"{url}handler?key="
-              + settings["handler_key"], "NAME": name, "DESCRIPTION": SENDER_DESCRIPTION}
+    sender = {"CODE": SENDER_CODE, "TYPE": "SMS", "DESCRIPTION": SENDER_DESCRIPTION,
+              "NAME": SENDER_NAME + DEMO if OPERATOR is Demo else SENDER_NAME,
+              "HANDLER": f"{url}handler?key={settings['handler_key']}"}
     former, events = settings.get("public_url", url), ("ONAPPUPDATE", "ONAPPUNINSTALL")
     for event in events:
         must("event.bind", {"event": event, "handler": url + "install"}, "already")
@@ -160,11 +151,11 @@ def register(settings, url, from_page=True):
     return sender
 
 
-def must(method, params, fine="result"):
-    """Call Bitrix24. Out: its answer, if that is a result or says what is fine, too. 503."""
+def must(method, params, fine="no error"):
+    """Call Bitrix24. Out: its answer, a result or the error that is fine, too. Errors: 503."""
     answer = crest.call(method, params)
-    done = "result" in answer or fine in str(answer)
-    require(done, 503, f"{answer.get('error')}: no {method}; try again")
+    error = answer.get("error")
+    require(not error or fine in str(answer), 503, f"{error}: no {method}; try again")
     return answer
 
 
@@ -183,12 +174,11 @@ def index():
         if "AUTH_ID" in fields and not MISSING:
             crest.check_token(fields)
             settings = crest.get_setting_data()
-            state = {"present": public_url(), "saved": settings.get("public_url"),
-                     "values": operator_settings(settings), "waiting": Queue.waiting(),
+            state = {"values": operator_settings(settings), "present": public_url(),
+                     "saved": settings.get("public_url"), "waiting": Queue.waiting(),
                      "last_pass": settings.get("last_pass")}
     except HTTPResponse as refused:  # an employee, somebody else's token: nothing is shown
-        response.status = refused.status_code
-        state = {"refused": refused.body["error"]}
+        response.status, state = refused.status_code, {"refused": refused.body["error"]}
     return page("index", fields, **state)
 
 
@@ -202,16 +192,15 @@ def handler():
     Out: 200, the message is on disk. Errors: 403 wrong key, 400 wrong code or id, 503 not
     installed, 500 not saved. Differs from PHP: it only logs. ("messageservice.sender.add")
     """
-    fields, _ = check_key()
+    fields = check_key()
     require(fields.get("code") == SENDER_CODE, 400, f"WRONG_CODE: we serve {SENDER_CODE}")
     message_id = fields.get("message_id", "")
     usable = re.fullmatch(r"\w[\w.-]{0,127}", message_id, re.ASCII)  # as a file's name
     require(usable, 400, "WRONG_MESSAGE_ID: letters, digits, _ . - are usable, 128 at most")
-    to = fields.get("message_to") or fields.get("properties[phone_number]", "")
-    text = fields.get("message_body") or fields.get("properties[message_text]", "")
     Queue.put({
         "message_id": message_id,  # an operator may take it as idempotency key
-        "to": to, "text": text,  # as somebody typed them; empty once the operator has them
+        "to": fields.get("message_to", ""),  # as somebody typed it: +7 (925) 507-06-02
+        "text": fields.get("message_body", ""),  # both empty once the operator has them
         "received": time.time(),
         "in_doubt": False,  # was tried, and nobody knows whether the operator has it
         "operator_id": "", "sent": 0,  # the operator's id; when it was handed over
@@ -223,19 +212,15 @@ def handler():
 
 
 FINAL = ("sent", "delivered", "undelivered", "failed")  # "sent": more will never be known
-# What an operator may answer: (seconds until the next try, does it end sending for now?)
-# The page's words for those that do are in views/texts.tpl.
-OUTCOMES = {
-    "": (0, False),  # nothing is in the way
-    "sent": (0, False),  # it has the message
-    "failed": (0, False),  # this message, for good
-    "later": (RETRY_AFTER, False),  # this message
-    "in doubt": (RETRY_AFTER, True),  # it may have it: tried once more, then "failed"
-    "key": (RETRY_AFTER, True),  # the account: not with this key
-    "money": (RETRY_AFTER, True),  # the account: empty
-    "limit": (HOUR, True),  # the account: no more today
-    "busy": (RETRY_AFTER, True),  # the account: slow down
-    "down": (RETRY_AFTER, True),  # nothing was sent
+OUTCOMES = {  # an operator's word: seconds until the next try; the page's are in views/texts.tpl
+    "": 0, "sent": 0, "failed": 0,  # nothing is in the way; it has this message; never will
+    "later": RETRY_AFTER,  # this message; all others end sending for now:
+    "in doubt": RETRY_AFTER,  # it may have it: tried once more, then "failed"
+    "key": RETRY_AFTER,  # the account: not with this key
+    "money": RETRY_AFTER,  # the account: empty
+    "limit": HOUR,  # the account: no more today
+    "busy": RETRY_AFTER,  # the account: slow down
+    "down": RETRY_AFTER,  # nothing was sent
 }
 
 
@@ -249,31 +234,29 @@ def send_new():
     """Send all that is due, in rounds. Out: how many the operator accepted.
 
     One sender at a time, whatever process it is in: who doesn't get the lock leaves, and its
-    holder looks again after letting it go.
+    holder looks again after letting it go. The first goes alone, as there may be trouble.
     """
     settings, accepted = crest.get_setting_data(), 0
-    while settings and not STOP.is_set() and Queue.ready():
+    while settings and not STOP.is_set() and not Queue.resting() and Queue.due("new", "sending"):
         try:
             with locked("send", wait=False), ThreadPoolExecutor(8) as pool:
-                accepted += send_round(settings, pool)
+                settle_left_over()
+                waiting = Queue.due("new")
+                outcomes = [send(message_id, settings) for message_id in waiting[:1]]
+                outcomes += pool.map(send, waiting[1:], repeat(settings))
         except BlockingIOError:
             break
+        accepted += outcomes.count("sent")
     return accepted
 
 
-def send_round(settings, pool):
-    """Settle what was left; send one by one until one is accepted, then 8 at a time."""
+def settle_left_over():
+    """We alone send, so whoever left a message in sending/ was killed."""
     for message in Queue.read("sending", Queue.due("sending")):
-        if message["sent"]:  # its outcome is recorded; only the move is missing
-            Queue.finish(message)
-        else:  # we alone send, so whoever left it here was killed
+        if message["sent"]:  # the outcome is recorded; only the move is missing
+            Queue.move_on(message)
+        else:
             settle(message, "in doubt", "killed")
-    waiting, accepted = iter(Queue.due("new")), 0
-    for message_id in waiting:
-        if send(message_id, settings) == "sent":
-            accepted = 1
-            break
-    return accepted + list(pool.map(send, waiting, repeat(settings))).count("sent")
 
 
 def send(message_id, settings):
@@ -281,44 +264,41 @@ def send(message_id, settings):
     message = None if STOP.is_set() or Queue.resting() else Queue.take(message_id)
     if not message:
         return ""
+    outcome, note = "failed", "too old, no number, or no text"
     old = time.time() - message["received"] > GIVE_UP_UNSENT * HOUR
-    if old or not re.search(r"\d", message["to"]) or not message["text"].strip():
-        outcome, note = "failed", "too old, no number, or no text"
-    else:
+    if not old and re.search(r"\d", message["to"]) and message["text"].strip():
         keys = operator_settings(settings)
         outcome, note = operate("in doubt", OPERATOR.send, keys, message)
     settle(message, outcome, note)
-    pause, ends = OUTCOMES[outcome]
-    if ends:
-        Queue.rest(pause, outcome)
+    if outcome not in ("sent", "failed", "later"):
+        Queue.rest(OUTCOMES[outcome], outcome)
     return outcome
 
 
 def settle(message, outcome, note):
     """Move it on from sending/. In: an outcome; the operator's id, or a note for the log."""
     crest.set_log("send", message_id=message["message_id"], outcome=outcome, note=str(note))
-    done = {**message, "to": "", "text": "", "sent": time.time()}  # keep little
     doubt = outcome == "in doubt"
+    done = {**message, "to": "", "text": "", "sent": time.time()}  # keep little
     if outcome == "sent":  # without an id nobody can ask what became of it
         status = "" if note else "sent"
-        Queue.finish({**done, "operator_id": str(note or ""), "status": status})
+        Queue.move_on({**done, "operator_id": str(note or ""), "status": status})
     elif outcome == "failed" or (doubt and message["in_doubt"]):
-        Queue.finish({**done, "status": "failed"})
+        Queue.move_on({**done, "status": "failed"})
     else:
-        message["in_doubt"] = doubt or message["in_doubt"]
-        Queue.back(message, due_again(message, OUTCOMES[outcome][0]))
+        doubted = {**message, "in_doubt": doubt or message["in_doubt"]}
+        Queue.move_back(doubted, due_again(message, OUTCOMES[outcome]))
 
 
 def due_again(message, pause):
     """When: after as long as it has waited so far, so pauses double; at most an hour."""
-    waited = time.time() - message["received"]
-    return time.time() + min(max(pause, waited), HOUR)
+    return time.time() + min(max(pause, time.time() - message["received"]), HOUR)
 
 
 # ---- statuses.php: one pass over the queue -----------------------------------------------
 @app.get("/statuses")
 def statuses():
-    """One pass, for cron: curl 'https://mydomain.ru/sms/statuses?key=SECRET'. Out: its totals."""
+    """One pass, for cron: curl 'https://mydomain.ru/sms/statuses?key=SECRET'. Out: one_pass()"""
     check_key()
     return one_pass()
 
@@ -331,8 +311,8 @@ def one_pass():
     Differs from PHP: 100 messages at a time, only final statuses, one pass at a time.
     Replace me: with several portals, one pass for each.
     """
-    settings = crest.get_setting_data()
-    totals = {**dict.fromkeys((*FINAL, "waiting"), 0), "errors": {}}
+    settings, errors = crest.get_setting_data(), {}
+    totals = {**dict.fromkeys((*FINAL, "waiting"), 0), "errors": errors}
     if not settings:
         return {**totals, "errors": {"portal": "not installed: " + PRESS_SAVE}}
     try:
@@ -344,7 +324,7 @@ def one_pass():
         return {**totals, "note": "another pass is running"}
     totals["sent"] += send_new()
     if Queue.resting():
-        totals["errors"]["operator"] = Queue.resting()
+        errors["operator"] = Queue.resting()
     news, totals["waiting"] = any(totals.values()), Queue.waiting()
     if news or not totals["waiting"]:  # else the page still says what they are waiting for
         crest.set_log("statuses", **totals)
@@ -357,11 +337,11 @@ def ask_and_tell(folder, settings, totals):
     ids = Queue.due(folder)
     for start in range(0, len(ids), 100):
         batch = list(Queue.read(folder, ids[start:start + 100]))
-        unknown = [message for message in batch if not message["status"]]
+        unknown = [one for one in batch if not one["status"]]
         if unknown and "operator" not in totals["errors"]:
             ask(unknown, settings, totals)
-        final = [message for message in batch if message["status"]]
-        if not tell(folder, final, totals):
+        final = [one for one in batch if one["status"]]
+        if not (tell(folder, final[:50], totals) and tell(folder, final[50:], totals)):
             break
 
 
@@ -374,28 +354,24 @@ def ask(batch, settings, totals):
     for message in batch:
         age = time.time() - message["sent"]
         status = mapping(found).get(message["operator_id"])
-        if status in FINAL:
-            message["status"] = status
-        elif age > GIVE_UP_WAITING * HOUR:
-            message["status"] = "undelivered"
+        if status in FINAL or age > GIVE_UP_WAITING * HOUR:
+            message["status"] = status if status in FINAL else "undelivered"
         else:  # the older a message, the less often it is asked about
-            due = time.time() + min(age / 10, HOUR)
-            Queue.postpone("sent", message["message_id"], due)
+            Queue.postpone("sent", message, time.time() + min(age / 10, HOUR))
 
 
 def tell(folder, batch, totals):
     """Tell Bitrix24; what it took, or never will, leaves the queue. Out: does it take more?
 
-    50 in a request. ("messageservice.message.status.update", "batch")
+    In: 50 at most. ("messageservice.message.status.update", "batch")
     """
-    method = "messageservice.message.status.update"
-    answer = crest.call_batch({one["message_id"]: (method, {
+    answer = crest.call_batch({one["message_id"]: ("messageservice.message.status.update", {
         "CODE": SENDER_CODE, "MESSAGE_ID": one["message_id"], "STATUS": one["status"]})
         for one in batch})
     for message in batch:
         message_id, status = message["message_id"], message["status"]
-        refused = mapping(answer, "result_error", message_id).get("error")
-        error = refused or answer.get("error", "no_result")
+        refused = mapping(answer["result_error"], message_id).get("error")
+        error = refused or answer["error"] or "no_result"
         if message_id in answer["result"]:
             crest.set_log("told", message_id=message_id, status=status)
             totals[status] += 1
@@ -404,11 +380,11 @@ def tell(folder, batch, totals):
             crest.set_log("dropped", message_id=message_id, status=status, error=error)
             Queue.remove(message_id)
         else:  # the status is kept: the operator is not asked again
-            help = f": {PRESS_SAVE}" if error in CRest.SAVE_HEALS else ""
-            totals["errors"]["portal"] = error + help
+            heals = error in CRest.SAVE_HEALS
+            totals["errors"]["portal"] = f"{error}: {PRESS_SAVE}" if heals else error
             Queue.record(folder, message)
-            Queue.postpone(folder, message_id, due_again(message, RETRY_AFTER))
-    return "error" not in answer
+            Queue.postpone(folder, message, due_again(message, RETRY_AFTER))
+    return not answer["error"]
 
 
 # ---- checkserver.php ---------------------------------------------------------------------
@@ -422,6 +398,7 @@ def checkserver():
 
 # ---- Requests and answers: form, page, refusals, the secret, our address -----------------
 SAFE = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+JSON = {"Content-Type": "application/json", **SAFE}
 LOOPBACK = re.compile(r"http://(localhost|127(\.\d{1,3}){3})(:\d+)?(/|$)")
 SECURE = re.compile(r"https://\w|" + LOOPBACK.pattern)
 
@@ -432,7 +409,7 @@ def form():
     Differs from PHP: UTF-8 is decoded here; bottle's request.forms.get() returns mojibake.
     """
     length, body = request.environ.get("CONTENT_LENGTH") or "0", b""
-    small = re.fullmatch("[0-9]{1,6}", length) and int(length) <= MAX_BODY
+    small = re.fullmatch("[0-9]{1,6}", length) and int(length) <= 102400
     require(small and not request.chunked, 413, "TOO_LARGE: 100 KB, with a Content-Length")
     with suppress(OSError):  # silent for 30 seconds
         body = request.body.read()
@@ -460,8 +437,7 @@ def safe_headers():
 def error_in_json(error):
     """What bottle refuses, and what breaks: no path, no traceback."""
     body = {"error": f"HTTP_{error.status_code}", "error_description": error.status}
-    return HTTPResponse(json.dumps(body), error.status_code,
-                        {"Content-Type": "application/json", **SAFE})
+    return HTTPResponse(json.dumps(body), error.status_code, JSON)
 
 
 app.default_error_handler = error_in_json
@@ -475,12 +451,12 @@ def require(condition, status, error):
 
 
 def check_key():
-    """The secret in our own URLs. Out: the request's fields, the settings. 403, 503."""
-    fields, settings = form(), crest.get_setting_data()
-    require("handler_key" in settings, 503, "NOT_INSTALLED: " + PRESS_SAVE)
-    right = compare_digest(settings["handler_key"].encode(), fields.get("key", "").encode())
+    """The secret in our own URLs. Out: the request's fields. Errors: 403, 503."""
+    fields, known = form(), crest.get_setting_data().get("handler_key")
+    require(known, 503, "NOT_INSTALLED: " + PRESS_SAVE)
+    right = compare_digest(known.encode(), fields.get("key", "").encode())
     require(right, 403, "WRONG_KEY: use the address that Save registered, with ?key=SECRET")
-    return fields, settings
+    return fields
 
 
 def public_url():
@@ -538,8 +514,6 @@ class CRest:
     Differs from PHP: tokens are proven before they are saved, and changed under a lock.
     """
 
-    FRAME = {"access_token": "AUTH_ID", "refresh_token": "REFRESH_ID",
-             "application_token": "APPLICATION_TOKEN"}  # ours and an event's: a frame's
     NEVER_HEALS = ("ERROR_MESSAGE_NOT_FOUND", "ERROR_MESSAGE_STATUS_INCORRECT")
     SAVE_HEALS = ("expired_token", "invalid_token", "NO_AUTH_FOUND", "invalid_grant",
                   "wrong_client", "invalid_client", "ACCESS_DENIED", "user_access_error",
@@ -569,8 +543,10 @@ class CRest:
         Errors: 403 not ours, another portal, no administrator; 503. ("app.info", "profile")
         """
         require(not MISSING, 503, f"NO_CLIENT_ID: set {' and '.join(MISSING)}, restart")
-        found = {name: fields.get(f"auth[{name}]" if "event" in fields else field, "")
-                 for name, field in self.FRAME.items()}
+        names = {"access_token": "AUTH_ID", "refresh_token": "REFRESH_ID",
+                 "application_token": "APPLICATION_TOKEN"}  # an event's: a frame's
+        found = {name: fields.get(frames, fields.get(f"auth[{name}]", ""))
+                 for name, frames in names.items()}
         status, answer = self.app_info(found)
         answered = "result" in answer or status in (400, 401, 403)
         require(answered, 503, "OAUTH_SERVER: the OAuth server did not answer; try again")
@@ -579,8 +555,8 @@ class CRest:
         portal = mapping(answer, "result", "install")
         found.update({name: portal.get(name) for name in ("member_id", "client_endpoint")})
         known = self.get_setting_data().get("member_id", found["member_id"])
-        require(known == found["member_id"], 403,
-                "OTHER_PORTAL: to move to another portal, delete settings.json")
+        same = known == found["member_id"]
+        require(same, 403, "OTHER_PORTAL: to move to another portal, delete settings.json")
         answer = self.call_curl(found, "profile", {})
         code = "ACCESS_DENIED" if answer.get("error") == "ACCESS_DENIED" else "PORTAL"
         profile = mapping(answer, "result")
@@ -595,12 +571,10 @@ class CRest:
     def install_app(self, found, **typed):
         """Save what is proven and typed; what is not given stays, with the handler_key."""
         with locked("settings"):
-            saved = self.get_setting_data()
-            operators = saved.get("operators", {})
+            settings = {"handler_key": token_urlsafe(24), **self.get_setting_data()}
+            settings.update({name: value for name, value in found.items() if value})
+            operators = settings.setdefault("operators", {})
             operators[SMS_OPERATOR] = {**operators.get(SMS_OPERATOR, {}), **typed}
-            proven = {name: value for name, value in found.items() if value}
-            settings = {"handler_key": token_urlsafe(24), **saved, **proven,
-                        "operators": operators}
             self.set_setting_data(settings)
         return settings
 
@@ -608,8 +582,13 @@ class CRest:
         """One REST method with the saved tokens. Out: {"result": ...} or {"error": "CODE"}"""
         settings = self.get_setting_data()
         answer = self.call_curl(settings, method, params)
-        if answer.get("error") == "HTTP_302":  # the portal was renamed
-            answer = self.call_curl(self.get_new_endpoint(settings), method, params)
+        if answer.get("error") == "HTTP_302":  # renamed; its "Location" may lie
+            _, answer = self.app_info(settings)
+            endpoint = mapping(answer, "result", "install").get("client_endpoint")
+            if endpoint:
+                self.update_setting_data(client_endpoint=endpoint)
+                moved = {**settings, "client_endpoint": endpoint}
+                answer = self.call_curl(moved, method, params)
         if answer.get("error") == "expired_token":  # never before, or we may get blocked
             answer = self.call_curl(self.get_new_auth(settings), method, params)
         return answer
@@ -631,9 +610,10 @@ class CRest:
             status, answer = post(url, **what)
         except (requests.RequestException, ValueError):
             return 0, {"error": "no_answer"}
-        if status == 200 and isinstance(answer, dict) and "error" not in answer:
-            return status, answer
-        return status, {"error": str(mapping(answer).get("error", f"HTTP_{status}"))}
+        known = mapping(answer)
+        if status == 200 and known and "error" not in known:
+            return status, known
+        return status, {**known, "error": str(known.get("error", f"HTTP_{status}"))}
 
     def get_new_auth(self, expired):
         """Out: settings with a new token, whoever got it, or {"error": "CODE"} ("OAuth 2.0")"""
@@ -652,28 +632,13 @@ class CRest:
             self.set_setting_data(settings)
         return settings
 
-    def get_new_endpoint(self, settings):
-        """Out: settings with the address that the OAuth server knows: "Location" may lie."""
-        _, answer = self.app_info(settings)
-        endpoint = mapping(answer, "result", "install").get("client_endpoint")
-        if not endpoint:
-            return {"error": answer.get("error", "oauth_server")}
-        self.update_setting_data(client_endpoint=endpoint)
-        return {**settings, "client_endpoint": endpoint}
-
     def call_batch(self, commands, halt=0):
-        """In: {name: (method, params)}, 50 a request. Out: result, result_error, error."""
-        whole, names = {"result": {}, "result_error": {}}, list(commands)
-        for start in range(0, len(names), 50):
-            some = {name: commands[name] for name in names[start:start + 50]}
-            cmd = {name: f"{method}?{urlencode(params)}"
-                   for name, (method, params) in some.items()}
-            answer = self.call("batch", {"halt": halt, "cmd": cmd})
-            for kind in ("result", "result_error"):
-                whole[kind].update(mapping(answer, "result", kind))
-            if "error" in answer:
-                return {**whole, "error": answer["error"]}
-        return whole
+        """In: {name: (method, params)}, 50 at most. Out: result, result_error, error."""
+        cmd = {name: f"{method}?{urlencode(params)}"
+               for name, (method, params) in commands.items()}
+        answer = self.call("batch", {"halt": halt, "cmd": cmd}) if cmd else {}
+        found = {kind: mapping(answer, "result", kind) for kind in ("result", "result_error")}
+        return {**found, "error": answer.get("error", "")}
 
     def set_log(self, kind, **data):
         """Replace me. In: names, ids and codes; never a text, a token, a full number."""
@@ -683,13 +648,12 @@ class CRest:
         """What to mend before the app can run here, in words: no paths, no versions."""
         mend = [f"Set {name}, from the application's card in Bitrix24." for name in MISSING]
         urls = {"PUBLIC_URL": PUBLIC_URL, "OAUTH_URL": OAUTH_URL, "SMSRU_URL": SMSRU_URL}
-        mend += [f"{name} must begin with https://" for name, url in urls.items()
-                 if url and not SECURE.match(url)]
-        path = Path(f"{DATA_DIR}/check-{token_hex(8)}")
+        plain = [name for name, url in urls.items() if url and not SECURE.match(url)]
+        mend += [f"{name} must begin with https://" for name in plain]
         try:
             self.get_setting_data()
-            write(path, mend)
-            path.unlink()
+            write(f"{DATA_DIR}/check", mend)
+            os.unlink(f"{DATA_DIR}/check")
         except OSError as error:
             mend.append(f"Let this user write to DATA_DIR: {error.strerror}.")
         except ValueError:
@@ -700,7 +664,7 @@ class CRest:
 crest = CRest()  # Replace me: your subclass
 
 
-# ---- data/: whole files, locks, the log, the queue ---------------------------------------
+# ---- data/: whole files, locks, the queue ------------------------------------------------
 QUEUE = DATA_DIR / "queue"
 FOLDERS = ("new", "sending", "sent", "failed")  # how far a message is; the later one counts
 os.umask(0o077)  # files 0600, folders 0700
@@ -708,31 +672,6 @@ for folder in (DATA_DIR, LOGS_DIR, QUEUE, *[QUEUE / name for name in FOLDERS]):
     with suppress(OSError):  # checkserver tells; a volume that is not ours keeps its mode
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)  # it may come from git, readable by all
-
-LOG = logging.getLogger("app")  # one JSON object a line; rotation is logrotate's
-LOG.setLevel(logging.INFO)
-LOG.propagate = logging.raiseExceptions = False  # a full disk must not refuse a message
-if not BLOCK_LOG:
-    LOG.addHandler(logging.StreamHandler())
-    with suppress(OSError):
-        LOG.addHandler(logging.FileHandler(LOGS_DIR / "app.log"))
-
-
-def attempt(work, *args):
-    """Where nobody waits for an answer: a mistake goes to the log. Out: None then.
-
-    Its type and its lines: an exception's words may hold a secret, such as an address.
-    """
-    try:
-        return work(*args)
-    except Exception as error:
-        lines = traceback.extract_tb(error.__traceback__)
-        where = [f"{os.path.basename(line.filename)}:{line.lineno}" for line in lines]
-        crest.set_log("mistake", error=type(error).__name__, where=where)
-
-
-def as_json(data):
-    return json.dumps(data, ensure_ascii=False).encode(errors="replace")
 
 
 def write(path, data, due=None, put=os.replace):
@@ -743,13 +682,15 @@ def write(path, data, due=None, put=os.replace):
     aside = f"{DATA_DIR}/{token_hex(8)}.tmp"
     try:
         with open(aside, "xb") as file:
-            file.write(as_json(data))
+            file.write(json.dumps(data).encode())
             file.flush()  # a full disk raises here
             os.fsync(file.fileno())
-        os.utime(aside, due and (due, due))
+        if due:
+            os.utime(aside, (due, due))
         put(aside, path)
     finally:
-        Path(aside).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(aside)
     flush_folder(os.path.dirname(path))
 
 
@@ -778,39 +719,35 @@ class Queue:
     and nothing else. Plain functions, as there is one queue.
     """
 
-    def path(folder, message_id):
-        return f"{QUEUE}/{folder}/{message_id}.json"
+    def path(folder, message):
+        return f"{QUEUE}/{folder}/{message['message_id']}.json"
 
     def put(message):
         """Into new/, on disk when this returns; what waits there already stays as it is."""
         with suppress(FileExistsError):
-            write(Queue.path("new", message["message_id"]), message, put=os.link)
+            write(Queue.path("new", message), message, put=os.link)
 
-    def due(folder):
-        """The ids of what is due now, the longest waiting first."""
-        found, now = [], time.time()
-        for file in os.scandir(QUEUE / folder):
+    def due(*folders):
+        """The ids of what is due now in these folders, the longest waiting first."""
+        found = []
+        for file in [file for folder in folders for file in os.scandir(QUEUE / folder)]:
             with suppress(FileNotFoundError):  # it is just leaving
-                found.append((file.stat().st_mtime, file.name))
-        return [name[:-5] for due, name in sorted(found)
-                if due <= now and name.endswith(".json")]
-
-    def ready():
-        """Is there anything to send now, or to settle?"""
-        return not Queue.resting() and (Queue.due("new") or Queue.due("sending"))
+                if file.name.endswith(".json") and file.stat().st_mtime <= time.time():
+                    found.append((file.stat().st_mtime, file.name[:-5]))
+        return [message_id for _, message_id in sorted(found)]
 
     def read(folder, ids):
         """Yield the messages that are still there; what can't be read is set aside."""
         later = FOLDERS[FOLDERS.index(folder) + 1:]
         for message_id in ids:
-            path = Queue.path(folder, message_id)
+            path = Queue.path(folder, {"message_id": message_id})
             try:
-                if any(os.path.exists(Queue.path(one, message_id)) for one in later):
+                if any(os.path.exists(QUEUE / one / f"{message_id}.json") for one in later):
                     os.unlink(path)
                 else:
-                    yield {**json.loads(Path(path).read_bytes())}
+                    yield dict(json.loads(Path(path).read_bytes()))
             except FileNotFoundError:
-                continue
+                pass
             except (ValueError, TypeError, PermissionError):
                 crest.set_log("unreadable", message_id=message_id)
                 os.utime(path)
@@ -819,45 +756,41 @@ class Queue:
     def take(message_id):
         """From new/ to sending/. Out: the message; None: it is gone, or farther already."""
         for message in Queue.read("new", [message_id]):
-            os.rename(Queue.path("new", message_id), Queue.path("sending", message_id))
+            os.rename(Queue.path("new", message), Queue.path("sending", message))
             flush_folder(QUEUE / "sending")  # before the operator may have it
             return message
 
-    def back(message, due):
-        """From sending/ to new/: it may hold news, so written there first, removed here."""
-        there = Queue.path("new", message["message_id"])
-        write(there, message, due)
-        try:
-            os.unlink(Queue.path("sending", message["message_id"]))
-        except FileNotFoundError:  # clear() took it meanwhile
-            os.unlink(there)
-
-    def finish(message):
+    def move_on(message):
         """From sending/ to sent/ or failed/: recorded in place, then moved."""
         folder = "failed" if message["status"] == "failed" else "sent"
         with suppress(FileNotFoundError):  # clear() took it meanwhile
             Queue.record("sending", message)
-            os.rename(Queue.path("sending", message["message_id"]),
-                      Queue.path(folder, message["message_id"]))
+            os.rename(Queue.path("sending", message), Queue.path(folder, message))
+
+    def move_back(message, due):
+        """From sending/ to new/: it may hold news, so written there, then removed here."""
+        if os.path.exists(Queue.path("sending", message)):  # else clear() took it meanwhile
+            write(Queue.path("new", message), message, due)
+            os.unlink(Queue.path("sending", message))
 
     def record(folder, message):
         """Over what is there, in one write: making another file is what costs most."""
-        with open(Queue.path(folder, message["message_id"]), "r+b", buffering=0) as file:
+        with suppress(FileNotFoundError), open(Queue.path(folder, message), "r+b", 0) as file:
             size = os.fstat(file.fileno()).st_size
-            file.write(as_json(message).ljust(size))  # spaces where the text was
+            file.write(json.dumps(message).encode().ljust(size))  # spaces where the text was
             os.fsync(file.fileno())
 
-    def postpone(folder, message_id, due):
+    def postpone(folder, message, due):
         with suppress(FileNotFoundError):
-            os.utime(Queue.path(folder, message_id), (due, due))
+            os.utime(Queue.path(folder, message), (due, due))
 
     def remove(message_id):
         """From all folders, new/ first: what comes there after that is a genuine resend."""
         for folder in FOLDERS:
-            Path(Queue.path(folder, message_id)).unlink(missing_ok=True)
+            (QUEUE / folder / f"{message_id}.json").unlink(missing_ok=True)
 
     def waiting():
-        return sum(len(os.listdir(QUEUE / folder)) for folder in FOLDERS)
+        return len(list(QUEUE.glob("*/*.json")))
 
     def clear():
         for path in QUEUE.glob("*/*.json"):
@@ -939,27 +872,25 @@ class SmsRu:
                "en": ("API key", "api_id, in your SMS.ru account's settings"),
                "ru": ("Ключ API", "api_id из настроек личного кабинета SMS.ru")},)
     # Its codes; every other one is "failed"
-    OUTCOMES = {100: "", 200: "key", 300: "key", 301: "key", 302: "key", 201: "money",
-                206: "limit", 220: "down", 500: "down",
-                230: "later", 231: "later", 232: "later", 233: "later"}
+    TROUBLE = {100: "", 200: "key", 300: "key", 301: "key", 302: "key", 201: "money",
+               206: "limit", 220: "down", 500: "down",
+               230: "later", 231: "later", 232: "later", 233: "later"}
     STATUSES = {-1: "", 100: "", 101: "", 102: "", 103: "delivered", 110: "delivered",
                 **dict.fromkeys((104, 105, 106, 107, 108, 150), "undelivered")}
 
     def request(path, settings, **fields):
-        """Out: "" and SMS.ru's JSON, or what is in the way and its code."""
+        """Out: "" and SMS.ru's answer about all or the only message, or trouble and a code."""
         fields = {**fields, "api_id": settings["api_key"], "json": 1}
         status, answer = post(SMSRU_URL + path, data=fields)
         if status in HTTP_SAYS:
             return HTTP_SAYS[status], status
-        return SmsRu.outcome(answer)
-
-    def outcome(answer):
-        """In: a whole answer, or one number's entry. Out: as request()."""
+        if path == "/sms/send":  # one number: its entry, whatever the key, if there is one
+            answer = next(iter(mapping(answer, "sms").values()), answer)
         code = mapping(answer).get("status_code")
         if not isinstance(code, int):  # SMS.ru did not write this
             return "in doubt", "no sense"
-        outcome = SmsRu.OUTCOMES.get(code, "failed")
-        return outcome, code if outcome else answer
+        trouble = SmsRu.TROUBLE.get(code, "failed")
+        return trouble, code if trouble else answer
 
     def check(settings):
         return SmsRu.request("/auth/check", settings)
@@ -969,11 +900,11 @@ class SmsRu:
         to = re.sub(r"^8(?=\d{10}$)", "7", digits)  # 8 925 is +7 925
         trouble, answer = SmsRu.request("/sms/send", settings, to=to, msg=message["text"],
                                         test=SMSRU_TEST or None)
-        if not trouble:  # its only entry, whatever the key
-            trouble, answer = SmsRu.outcome(next(iter(mapping(answer, "sms").values()), {}))
         if message["in_doubt"] and answer in (231, 232):  # had the same text just now
             return "sent", ""
-        return (trouble, answer) if trouble else ("sent", answer.get("sms_id"))
+        if not trouble and "sms_id" not in answer:
+            return "in doubt", "no id"
+        return (trouble, answer) if trouble else ("sent", answer["sms_id"])
 
     def statuses(settings, ids):
         trouble, answer = SmsRu.request("/sms/status", settings, sms_id=",".join(ids))
@@ -997,6 +928,25 @@ def operator_settings(settings):
 
 # ---- Run: python app.py [statuses | checkserver] -----------------------------------------
 SENDER = ThreadPoolExecutor(1)  # its thread starts with the first message
+LOG = logging.getLogger("app")  # one JSON object a line; rotation is logrotate's
+LOG.setLevel(logging.INFO)
+LOG.propagate = logging.raiseExceptions = False  # a full disk must not refuse a message
+if BLOCK_LOG != "1":
+    LOG.addHandler(logging.StreamHandler())
+    with suppress(OSError):
+        LOG.addHandler(logging.FileHandler(LOGS_DIR / "app.log"))
+
+
+def attempt(work, *args):
+    """Where nobody waits for an answer: a mistake goes to the log. Out: None then.
+
+    Its type and where: an exception's own words may hold a secret, such as an address.
+    """
+    try:
+        return work(*args)
+    except Exception as error:
+        where = [f"{one.name}:{one.lineno}" for one in traceback.extract_tb(error.__traceback__)]
+        crest.set_log("mistake", error=type(error).__name__, where=where)
 
 
 class Server(ThreadingMixIn, WSGIServer):
