@@ -116,7 +116,7 @@ def test_install_from_the_frame(blank):
     assert sorted(sender) == ["CODE", "DESCRIPTION", "HANDLER", "NAME", "TYPE"]
     assert (sender["CODE"], sender["TYPE"]) == (code_of(world), "SMS")
     assert sender["NAME"]
-    assert world.portal.senders[code_of(world)]["DESCRIPTION"], "it gets lost beside a NAME of one text"
+    assert world.portal.senders[sender["CODE"]]["DESCRIPTION"], "lost beside a NAME of one text"
     assert re.fullmatch(re.escape(app.url) + r"handler\?key=[\w-]{20,}", sender["HANDLER"])
     assert handler_url(world) == sender["HANDLER"]
     assert bound(world) == [(event, app.url + "install") for event in EVENTS]
