@@ -52,8 +52,7 @@ def one_pass(world):
 
 
 def delivered(world, ids):
-    return [world.portal.messages[one]["history"] for one in ids] == [["sent", "delivered"]] * len(
-        ids)
+    return all(world.portal.messages[one]["history"] == ["sent", "delivered"] for one in ids)
 
 
 def later(call, *args):
@@ -115,19 +114,14 @@ def test_a_token_that_stays_expired_is_refreshed_only_once(ready):
     assert len(calls(ready.portal, BATCH)) == 2
 
 
-def dismissed(world):
-    world.portal.users[ADMINISTRATOR]["active"] = False
-
-
-def refresh_refused(world):
-    world.portal.expire_tokens()
-    world.oauth.refresh.clear()
-
-
-@pytest.mark.parametrize("trouble", [dismissed, refresh_refused])
+@pytest.mark.parametrize("trouble", ["dismissed", "refresh refused"])
 def test_without_an_administrator_the_pass_asks_for_one(ready, trouble):
     ids = accepted(ready, 2)
-    trouble(ready)
+    if trouble == "dismissed":
+        ready.portal.users[ADMINISTRATOR]["active"] = False
+    else:
+        ready.portal.expire_tokens()
+        ready.oauth.refresh.clear()
     totals = one_pass(ready)
     assert PRESS_SAVE in totals["errors"]["portal"]
     assert totals["waiting"] == 2
@@ -257,14 +251,20 @@ def test_a_renamed_portal_is_found_by_app_info_and_remembered(ready):
     assert delivered(ready, ids)
 
 
-def test_any_call_follows_a_renamed_portal(ready):
-    """Not only a pass: an update binds and registers at the new address, too."""
-    ready.portal.rename()
-    fields = {"event": "ONAPPUPDATE", **{
-        f"auth[{name}]": value for name, value in ready.portal.event_auth().items()}}
-    fields["auth[client_endpoint]"] = ready.portal.moved[-1].url + "/rest/"
-    assert requests.post(ready.app.url + "install", fields, timeout=30).status_code == 200
-    assert settings(ready)["client_endpoint"] == ready.portal.endpoint
+def test_a_portal_that_is_renamed_while_somebody_saves_is_followed_too(ready):
+    old = ready.portal.url
+
+    def rename(method, path, fields):
+        if path.endswith("event.bind.json") and ready.portal.url == old:
+            ready.portal.rename()
+            return 302, "", {}
+
+    ready.portal.trouble = rename
+    browser = Browser(ready)
+    browser.open("index")
+    assert browser.save(api_key="").status_code == 200
+    assert settings(ready)["client_endpoint"] == ready.portal.endpoint != old + "/rest/"
+    assert len(calls(ready.portal, "event.bind.json")) == 3, "the first once more"
 
 
 def expired_before(world):
