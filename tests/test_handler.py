@@ -270,7 +270,8 @@ def test_sigterm_ends_a_pass_after_the_message_in_hand(world):
     app = world.start_app(RETRY_AFTER=60, STATUSES_EVERY=0.5)
     assert install(world).status_code == 200
     world.smsru.down = True
-    tried(app, [send(world, f"pass {number}") for number in range(10)][0])
+    ids = [send(world, f"pass {number}") for number in range(10)]
+    tried(app, ids[0])
     app.kill()
     world.smsru.down, world.smsru.slow = False, 1
     make_due(app)
