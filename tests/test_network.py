@@ -6,7 +6,7 @@ import socket
 import ssl
 import struct
 import threading
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -285,6 +285,20 @@ def test_where_no_trusted_operator_answers_the_call_nothing_goes_out_and_the_mes
         message_id = send(secure, "a secret")
         waits(secure, message_id, "down")
         assert server.received == []
+
+
+def test_a_call_that_is_not_answered_at_all_sent_nothing(secure):
+    """Five seconds of TIMEOUT: the place takes no more calls, as a firewall that drops them."""
+    with socket.create_server(("127.0.0.1", secure.place), backlog=0), ExitStack() as crowd:
+        for _ in range(3):  # more than the one that the place has room for
+            one = crowd.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", secure.place))
+        message_id = send(secure, "let me in")
+        until(lambda: outcomes(secure.app, message_id), 20)
+    assert outcomes(secure.app, message_id) == ["down"]
+    tried(secure.app, message_id)
+    assert read(secure.app, message_id)["in_doubt"] is False
 
 
 def test_a_host_that_nobody_knows_gets_nothing_and_the_message_waits(installed):
