@@ -129,9 +129,6 @@ def test_a_sender_is_added_once_updated_listed_deleted(world):
     update = {"CODE": "fastsms", "NAME": "New"}
     assert rest(world, "messageservice.sender.update", **update).json()["result"] is True
     assert world.portal.senders["fastsms"]["NAME"] == "New"
-    world.portal.old_portal = True
-    answer = rest(world, "messageservice.sender.update", **update)
-    assert (answer.status_code, answer.json()["error"]) == (404, "ERROR_METHOD_NOT_FOUND")
     assert rest(world, "messageservice.sender.delete", CODE="fastsms").json()["result"] is True
 
 
@@ -180,6 +177,14 @@ def test_a_batch_shows_how_php_encodes_maps(world, commands, result, errors):
     assert short(body["result"], "ID") == result
     assert short(body["result_error"], "error") == errors
     assert body["result_total"] == body["result_next"] == []
+
+
+def test_a_batch_comes_as_json_as_well(world):
+    commands = {"a": "profile", "b": f"{STATUS}?CODE=x&MESSAGE_ID=y&STATUS=sent"}
+    answer = requests.post(world.portal.endpoint + "batch.json", timeout=5, json={
+        "auth": token(world), "halt": 0, "cmd": commands}).json()["result"]
+    assert answer["result"]["a"]["ID"] == "1"
+    assert answer["result_error"]["b"]["error"] == "ERROR_MESSAGE_NOT_FOUND"
 
 
 def test_a_batch_holds_fifty_and_can_halt(world):
