@@ -150,7 +150,7 @@ class Switches:
 
     def forged(self, fields):
         """A stranger who knows the addresses, but no secret: a message, then an uninstall."""
-        message = self.portal.message_fields("+79990000000", "spam", random_id(), "fastsms", True)
+        message = self.portal.message_fields("+79990000000", "spam", random_id(), self.code, True)
         event = {"event": "ONAPPUNINSTALL", "data[CLEAN]": "1",
                  "auth[application_token]": random_id(),
                  "auth[member_id]": self.portal.member_id}

@@ -18,6 +18,7 @@ from urllib.parse import quote, urlencode
 import pytest
 from hostile import (
     ACCESS,
+    CODE,
     KEY,
     MOST,
     NUMBER,
@@ -120,7 +121,7 @@ def any_request(draw):
 @st.composite
 def slow_or_cut(draw):
     """A body that comes in pieces, or not whole."""
-    fields = {"code": "fastsms", "message_id": draw(WORDS), "message_body": TEXT * 9}
+    fields = {"code": CODE, "message_id": draw(WORDS), "message_body": TEXT * 9}
     body = encode(fields, "form")[0]
     pieces = draw(st.integers(1, 4))
     raw = post("/handler?key=" + draw(st.sampled_from([KEY, "x"])), body, more=draw(
@@ -133,7 +134,7 @@ def slow_or_cut(draw):
 @st.composite
 def any_message(draw):
     """The right key, and anything else: what is accepted must be a file in the queue."""
-    codes = ["fastsms"] * 6 + ["", "other", "FastSms", "fastsms\0"]
+    codes = [CODE] * 6 + ["", "other", CODE.upper(), CODE + "\0"]
     fields = {"code": draw(st.sampled_from(codes)),
               "message_id": draw(st.one_of(WORDS, st.from_regex(r"[\w.-]{1,140}", fullmatch=True))),
               "message_to": draw(st.one_of(WORDS, st.just("+7"))) + NUMBER,
@@ -151,7 +152,7 @@ def any_message(draw):
 def any_proof(draw):
     """A usable message and the right key, whatever the call says besides about where it is from."""
     message_id = draw(st.uuids()).hex
-    fields = {"code": "fastsms", "message_id": message_id, "message_to": "+7" + NUMBER,
+    fields = {"code": CODE, "message_id": message_id, "message_to": "+7" + NUMBER,
               "message_body": TEXT}
     proofs = ["auth[application_token]", "auth[application_token][]", "auth[member_id]", "auth",
               "auth[domain]", "auth[access_token]", "auth[user_id]", "APPLICATION_TOKEN"]
@@ -171,7 +172,7 @@ def wrong_key(draw):
     if draw(st.booleans()):
         path = draw(st.sampled_from(["/statuses", "/checkserver"]))
         return [post(f"{path}?{key}", b"", method="GET")], None
-    fields = {"code": "fastsms", "message_id": "stranger", "message_body": TEXT + word}
+    fields = {"code": CODE, "message_id": "stranger", "message_body": TEXT + word}
     body, kind = encode(fields, draw(st.sampled_from(["form", "form", "json", "multipart"])))
     return [post("/handler?" + key, body, kind)], None
 
@@ -205,7 +206,7 @@ def forged_frame(draw):
 def any_size(draw):
     """Up to 10 MiB, announced truly."""
     size = draw(st.one_of(st.integers(MOST - 300, MOST + 300), st.integers(100, 10 * 1024 * 1024)))
-    start = b"code=fastsms&message_id=size&message_to=x&message_body=" + TEXT.encode()
+    start = f"code={CODE}&message_id=size&message_to=x&message_body={TEXT}".encode()
     path = draw(st.sampled_from([f"/handler?key={KEY}", "/install", "/save", "/", "/nowhere"]))
     return [post(path, start, length=size), size - len(start)], size
 
@@ -358,7 +359,7 @@ def ask(home, path, fields):
 def act(home, action, number):
     """One thing that brings the app to ask; a message waits in the queue each time."""
     token, sent = {"AUTH_ID": ACCESS, "REFRESH_ID": REFRESH, "APPLICATION_TOKEN": TOKEN}, {
-        "code": "fastsms", "message_id": f"{action}-{number}", "message_to": "+7" + NUMBER,
+        "code": CODE, "message_id": f"{action}-{number}", "message_to": "+7" + NUMBER,
         "message_body": TEXT}
     assert ask(home, f"/handler?key={KEY}", sent)[0] == 200
     if action == "pass":
