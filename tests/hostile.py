@@ -23,8 +23,10 @@ CODE = "hostile.sms"  # the provider's
 TEXT, NUMBER = "CAPIBARA".lower(), "2060705529"[::-1]  # planted in every generated message
 PLANTED = re.compile(TEXT + "|" + r"\D{0,3}".join(NUMBER))
 INSIDE = re.compile(r"Traceback|File \"|app\.py|site-packages|" + re.escape(str(ROOT)))
-# A mistake in the log may be named with its lines, if requests raised it at an operator's answer
-MISTAKE = re.compile(r'^{.*"type": "mistake", .*"sessions\.py:\d+".*}$', re.MULTILINE)
+# What requests raises at an operator's answer (ValueError: at a Location such as "http://[") is
+# logged as a mistake, its lines in the program included.
+MISTAKE = re.compile(r'^{.*"type": "mistake", "error": "(ConnectionError|ChunkedEncodingError|'
+                     r'ContentDecodingError|ReadTimeout|ValueError)", .*}$', re.MULTILINE)
 SAID = re.compile(r'"portal": "(?:[^"\\]|\\.)*"')  # in totals: Bitrix24's error, as it came
 MOST = 100 * 1024  # bytes that the app reads
 
