@@ -308,10 +308,10 @@ def account(soak):
     for trouble in missing + doubled:
         print("  ", trouble)
     mistakes = [line for line in logged(app, "mistake") if line["error"] not in LINE_BROKE]
-    for mistake in mistakes:
-        print("  ", mistake)
     left = [path for path in (soak.data / "queue").rglob("*") if path.is_file()]
     left += soak.data.glob("*.tmp")
+    for trouble in mistakes + left:
+        print("  ", trouble)
     sent_twice = sum(times[one["text"]] > 1 for one in ledger.messages.values())
     return [("lost", len(missing), 0), ("doubled, and not in doubt", len(doubled), 0),
             ("sent twice", sent_twice, len(doubted)),
@@ -344,6 +344,8 @@ def play(seconds, seed):
         messages = min(600, 60 + int(seconds * 6))
         soak.grow(messages)
         rows = growth(soak.grow(messages), soak.grow(messages))
+        for app in soak.apps:  # so that nothing is just being written
+            app.stop()
         rows = account(soak) + rows
     finally:
         soak.over.set()
