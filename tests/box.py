@@ -250,7 +250,7 @@ class Box(Switches, Frames):
         if not self.tap.app:  # an application that is not ours
             return ""
         names = [path.parent.name for path in self.tap.app.queue()]
-        return ", ".join(f"{folder} {names.count(folder)}" for folder in FOLDERS)
+        return ", ".join(f"{folder}\u00a0{names.count(folder)}" for folder in FOLDERS)
 
     def state(self):
         sender = self.portal.senders.get(self.code, {})

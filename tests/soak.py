@@ -25,7 +25,7 @@ WRITERS, PAUSE = 6, 0.08  # connections; seconds between two messages of one of 
 IN_PARALLEL = 8  # messages that the one sender hands over at the same time
 THREADS = IN_PARALLEL + 4  # of a process: main, its passes, its sender, a request
 RETRY_AFTER = 1
-REPEAT_WITHIN = 0.8  # seconds; nothing that may have been sent leaves the queue earlier
+REPEAT_WITHIN = 0.6  # seconds; nothing that may have been sent leaves the queue earlier
 LINE_BROKE = ("ConnectionError", "ChunkedEncodingError", "ReadTimeout")  # what requests raises
 REFUSED, UNDELIVERED = "79000000207", "79000000104"  # the pretend SMS.ru's own trouble
 DECK = ["kill"] * 6 + ["passes"] * 2 + ["operator " + kind for kind in (
@@ -94,7 +94,10 @@ class Soak:
             message_id, app = self.ledger.new(rng, f"w{number}-"), rng.choice(self.apps)
             self.post(session, message_id, app)
             began = self.ledger.messages[message_id]["began"]
-            while rng.random() < 0.15 and time.monotonic() - began < REPEAT_WITHIN:
+            while rng.random() < 0.15:
+                self.over.wait(rng.choice([0, rng.uniform(0, REPEAT_WITHIN)]))  # in any folder
+                if time.monotonic() - began > REPEAT_WITHIN:
+                    break
                 self.ledger.repeats += 1
                 self.post(session, message_id, rng.choice(self.apps))
 
@@ -308,10 +311,10 @@ def account(soak):
     for trouble in missing + doubled:
         print("  ", trouble)
     mistakes = [line for line in logged(app, "mistake") if line["error"] not in LINE_BROKE]
-    for mistake in mistakes:
-        print("  ", mistake)
     left = [path for path in (soak.data / "queue").rglob("*") if path.is_file()]
     left += soak.data.glob("*.tmp")
+    for trouble in mistakes + left:
+        print("  ", trouble)
     sent_twice = sum(times[one["text"]] > 1 for one in ledger.messages.values())
     return [("lost", len(missing), 0), ("doubled, and not in doubt", len(doubled), 0),
             ("sent twice", sent_twice, len(doubted)),
@@ -344,6 +347,8 @@ def play(seconds, seed):
         messages = min(600, 60 + int(seconds * 6))
         soak.grow(messages)
         rows = growth(soak.grow(messages), soak.grow(messages))
+        for app in soak.apps:  # so that nothing is just being written
+            app.stop()
         rows = account(soak) + rows
     finally:
         soak.over.set()
