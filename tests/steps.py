@@ -3,6 +3,7 @@
 They see the queue as its folders of files, move time by changing mtimes between passes, and make
 the operator slow or silent.
 """
+import fcntl
 import json
 import os
 import threading
@@ -41,6 +42,12 @@ def send(world, text, to=PHONE, **more):
     message_id, status = world.portal.send_message(to, text, code=code_of(world), **more)
     assert status == 200
     return message_id
+
+
+def send_many(world, texts, connections=16):
+    """The portal calls the handler for all of these at once; [(message_id, HTTP status)]."""
+    messages = [(PHONE, text, False, None, code_of(world)) for text in texts]
+    return world.portal.send_many(messages, connections)
 
 
 # Where a message is ------------------------------------------------------------------------------
@@ -97,6 +104,35 @@ def pause(app, message_id):
 def rests(app):
     """How many seconds from now sending goes on."""
     return (app.data / "send.lock").stat().st_mtime - time.time()
+
+
+def idle(app):
+    """Wait until nobody sends: what happens after that is the test's own doing."""
+    def free():
+        with open(app.data / "send.lock", "ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
+    until(free, 60, "somebody still sends")
+
+
+def rested(app):
+    """Wait until sending rests, and whoever met the trouble has ended."""
+    until(lambda: rests(app) > 0, message="sending does not rest")
+    idle(app)
+
+
+def lay(world, folder, message_id, text="laid down", **news):
+    """Lay a message down in a folder, as a killed process leaves it; the portal knows it, too."""
+    message = {"message_id": message_id, "to": PHONE, "text": text, "received": time.time(),
+               "in_doubt": False, "operator_id": "", "sent": 0, "status": "", **news}
+    path_of(world.app, message_id, folder).write_text(json.dumps(message), "utf-8")
+    world.portal.messages.setdefault(message_id, {
+        "to": PHONE, "body": text, "code": code_of(world), "status": "sent",
+        "history": ["sent"], "author": ADMINISTRATOR})
+    return message_id
 
 
 def forget(app):
