@@ -20,8 +20,9 @@ from steps import (
     cut,
     doubted,
     folder_of,
-    forget,
+    fresh,
     handler_url,
+    history,
     idle,
     make_due,
     one_pass,
@@ -50,18 +51,12 @@ def queue(one_world):
     """One installed world, as good as new for each test; a failed try is due again soon."""
     world, operator = one_world, one_world.smsru
     yield world
-    operator.down, operator.slow, operator.delay, operator.trouble = False, 0, 1.0, None
+    operator.down, operator.trouble = False, None
     for app in [one for one in world.apps if one is not world.app]:
         app.close()
     if not world.app.running:
         world.app.start()
-    idle(world.app)
-    operator.sent.clear()
-    forget(world.app)
-
-
-def history(world, message_id):
-    return world.portal.messages[message_id]["history"]
+    fresh(world).smsru.delay = 1.0
 
 
 def passes(world, times):
