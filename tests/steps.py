@@ -135,9 +135,9 @@ def lay(world, folder, message_id, text="laid down", **news):
     message = {"message_id": message_id, "to": PHONE, "text": text, "received": time.time(),
                "in_doubt": False, "operator_id": "", "sent": 0, "status": "", **news}
     path_of(world.app, message_id, folder).write_text(json.dumps(message), "utf-8")
-    world.portal.messages.setdefault(message_id, {
+    world.portal.messages[message_id] = {
         "to": PHONE, "body": text, "code": code_of(world), "status": "sent",
-        "history": ["sent"], "author": ADMINISTRATOR})
+        "history": ["sent"], "author": ADMINISTRATOR}
     return message_id
 
 

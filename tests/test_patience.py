@@ -231,6 +231,18 @@ def test_once_one_is_accepted_the_others_go_eight_at_a_time(world):
     assert meter.most == 8
 
 
+@pytest.mark.parametrize(("code", "outcome"), [(207, "failed"), (230, "later")])
+def test_the_first_that_is_accepted_ends_going_alone(world, code, outcome):
+    """What is refused by itself says nothing about the account; what was not asked, even less."""
+    ids = unsent(world, "", *map(str, range(20)))
+    world.smsru.codes = {"79000000001": code}
+    meter = Slowly(world, 0.2, lambda method, path, fields: (
+        page(502)(method, path, fields) if fields["msg"] != "0" else None))
+    one_pass(world)
+    assert [text for _, text in meter.began] == ["0", "1"]
+    assert [outcomes(world.app, one) for one in ids[:3]] == [["failed"], [outcome], ["in doubt"]]
+
+
 def test_trouble_in_the_middle_of_a_round_lets_the_rest_of_it_wait(world):
     unsent(world, *map(str, range(40)))
     world.smsru.balance = 4 * COST

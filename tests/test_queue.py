@@ -148,6 +148,38 @@ def test_a_message_in_hand_is_left_alone_by_other_processes(queue):
     assert len(gate.asked) == received(queue, "in hand") == 1
 
 
+def test_two_processes_that_pass_and_send_at_once_to_a_slow_operator_send_each_message_once(queue):
+    queue.smsru.slow, queue.smsru.delay = 0.2, 0
+    apps = [another(queue, STATUSES_EVERY=0.1) for _ in range(2)]
+    urls = [handler_url(queue, app) for app in apps]
+    texts = [f"to either {number}" for number in range(30)]
+    fields = [queue.portal.message_fields(PHONE, text, f"either-{number}", code_of(queue))
+              for number, text in enumerate(texts)]
+    with ThreadPoolExecutor(6) as pool:
+        answers = pool.map(queue.portal.deliver, urls * 15, fields)
+        passes = [pool.submit(one_pass, queue, app) for app in apps * 3]
+    assert set(answers) == {200}
+    assert all(one.result() for one in passes)
+    until(lambda: not queue.app.queue(), 30, "messages stay in the queue")
+    assert sorted(one["msg"] for one in queue.smsru.sent) == sorted(texts)
+    assert not any(doubted(queue.app, f"either-{number}") for number in range(30))
+
+
+def test_whoever_sends_looks_again_after_letting_go(queue):
+    """What came to another process meanwhile, which found the lock taken, needs no pass."""
+    other, gate = another(queue), Gate(queue.smsru, "/sms/send")
+    send(queue, "in hand")
+    until(lambda: gate.asked)
+    fields = queue.portal.message_fields(PHONE, "meanwhile", "meanwhile", code_of(queue))
+    assert queue.portal.deliver(handler_url(queue, other), fields) == 200
+    totals = one_pass(queue, other)  # by now the other one has seen that the lock is taken
+    assert (totals["sent"], totals["waiting"]) == (0, 2)
+    other.stop()
+    gate.open.set()
+    settled(queue.app, "meanwhile")
+    assert [one["msg"] for one in queue.smsru.sent] == ["in hand", "meanwhile"]
+
+
 def test_a_killed_process_leaves_its_message_in_doubt_and_the_lock_free(queue):
     gate = Gate(queue.smsru, "/sms/send")
     message_id = send(queue, "orphan")
