@@ -180,6 +180,13 @@ class Rows(Files):
                  time.time() - ago, every, list(message_ids))
         self.sql("UPDATE settings SET rests_until = 0")
 
+    def put(self, member_id, state, **news):
+        """One more message of this portal, due, though nobody was told."""
+        message = {"message_id": uuid.uuid4().hex, "to": "", "text": "", "received": time.time(),
+                   "in_doubt": False, "operator_id": "", "sent": 0, "status": "", **news}
+        self.sql("INSERT INTO messages (member_id, message_id, state, due, data) VALUES"
+                 " (%s, %s, %s, 0, %s)", member_id, message["message_id"], state, json.dumps(message))
+
     def change(self, message_id, **news):
         message = json.dumps({**self.messages()[message_id], **news})
         self.sql("UPDATE messages SET data = %s WHERE message_id = %s", message, message_id)

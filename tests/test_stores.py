@@ -187,7 +187,7 @@ def test_a_message_in_hand_is_left_alone_and_is_a_doubt_once_its_sender_was_kill
     assert history(ready, message_id) == ["sent", "delivered"]
 
 
-def test_after_a_doubt_sending_rests_and_what_is_in_doubt_waits(ready):
+def test_what_a_killed_sender_left_is_in_doubt_and_waits_for_its_next_try(ready):
     gate = Gate(ready.smsru, "/sms/send")
     message_id = send(ready, TEXT)
     until(lambda: gate.asked)

@@ -24,10 +24,20 @@ MINE, NOW = "WHERE member_id = %(portal)s", "date_part('epoch', now())"
 THIS, KEY = MINE + " AND message_id = %(id)s", "(hashtextextended(%s, 0))"
 PORTAL = ContextVar("PORTAL", default="")  # member_id of the portal that is worked for
 app.logging.getLogger("psycopg.pool").disabled = True  # it quotes a mistyped URL, and its password
+
+
+def alive(db):
+    try:
+        db.execute("")
+    except Exception:
+        for pool in (DATABASE, LOCKS):  # the others may be as dead
+            pool.check()
+        raise
+
+
 DATABASE, LOCKS = (ConnectionPool(  # two: whoever holds a lock still finds a connection
     app.env("DATABASE_URL"), kwargs={"autocommit": True}, min_size=1, max_size=most, open=False,
-    configure=lambda db: db.execute(TABLES), check=ConnectionPool.check_connection,
-    reconnect_timeout=5) for most in (8, 32))
+    configure=lambda db: db.execute(TABLES), check=alive, reconnect_timeout=5) for most in (8, 32))
 
 
 def sql(command, **values):
@@ -65,7 +75,7 @@ class MyRest(app.CRest):
             secret=settings["handler_key"], data=json.dumps(settings))
 
 
-class Queue(app.Queue):
+class Queue(app.Queue):  # whose clear() and sweep() find no files here
     def put(message):
         sql("INSERT INTO messages VALUES (%(portal)s, %(id)s, %(data)s) ON CONFLICT DO NOTHING",
             id=message["message_id"], data=json.dumps(message))
@@ -87,32 +97,26 @@ class Queue(app.Queue):
         sql(f"UPDATE messages SET data = %(data)s, state = %(to)s, due = coalesce(%(due)s, {NOW})"
             f" {THIS} AND state = %(folder)s", id=message["message_id"], data=json.dumps(message),
             folder=folder, to=to or folder, due=due)
-
     postpone = record
 
     def move_on(message):
         Queue.record("sending", message, to="failed" if message["status"] == "failed" else "sent")
-
     def move_back(message, due):
         Queue.record("sending", message, due, "new")
 
     def remove(message_id):
         sql(f"DELETE FROM messages {THIS}", id=message_id)
-
     def waiting():
         return sql(f"SELECT count(*) FROM messages {MINE}")[0]
 
     def rest(seconds, outcome=""):
         sql(f"UPDATE settings SET rests_until = {NOW} + %(seconds)s, reason = %(outcome)s {MINE}",
             seconds=seconds, outcome=outcome)
-
     def resting():
         return next(iter(sql(f"SELECT reason FROM settings {MINE} AND rests_until > {NOW}")), "")
 
 
-class Executor(ThreadPoolExecutor):
-    """A thread works for the portal that it was given the work for."""
-
+class Executor(ThreadPoolExecutor):  # its threads work for the portal that gave them work
     def submit(self, work, *args):
         return super().submit(copy_context().run, work, *args)
 
@@ -126,13 +130,10 @@ def pick():
         PORTAL.set(next(iter(found), ""))
 
 
-PASSES = Executor(8)  # a portal that keeps silent holds up one of them
-
-
 def every_pass():
     """Of the portal that /statuses?key=... picked, or of all."""
-    all_of_them = "SELECT member_id FROM settings ORDER BY random()"
-    each = list(PASSES.map(pass_of, [PORTAL.get()] if PORTAL.get() else sql(all_of_them)))
+    portals = "SELECT member_id FROM settings WHERE %(portal)s IN ('', member_id) ORDER BY random()"
+    each = list(PASSES.map(pass_of, sql(portals)))
     whole = {name: sum(one.get(name, 0) for one in each) for name in (*app.FINAL, "waiting")}
     return {**whole, "errors": {k: v for one in each for k, v in one["errors"].items()}}
 
@@ -144,5 +145,6 @@ def pass_of(member_id, one_pass=app.one_pass):
 
 app.crest, app.Queue, app.locked, app.one_pass = MyRest(), Queue, locked, every_pass
 app.ThreadPoolExecutor, app.SENDER, application = Executor, Executor(8), app.application
+PASSES = Executor(8)  # of its own: silent portals do not hold up sending
 if __name__ == "__main__":
     app.main(*sys.argv[1:2])
