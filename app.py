@@ -135,7 +135,7 @@ def save():
     require(trouble != "key", 400, "OPERATOR_KEY: the operator does not accept this")
     require(not trouble, 503, "OPERATOR_DOWN: the operator could not check it; try later")
     sender = register(crest.install_app(found, **typed), url)
-    Queue.rest(0)  # what waits for another key is tried at once
+    Queue.hurry()  # what waits for another key is tried at once
     SENDER.submit(attempt, send_new)
     return {"sender": sender}
 
@@ -226,7 +226,7 @@ def send_new():
     """Send all that is due, in rounds. Out: how many the operator accepted.
 
     One sender at a time, whatever process it is in: who doesn't get the lock leaves, and
-    its holder looks again after letting it go. The first goes alone: there may be trouble.
+    its holder looks again after letting it go. Until one is accepted, they go one by one.
     """
     accepted = 0
     with suppress(BlockingIOError):  # there is a sender
@@ -234,9 +234,12 @@ def send_new():
             with locked("send", wait=False), ThreadPoolExecutor(8) as pool:
                 for message in Queue.read("sending", Queue.due("sending")):
                     settle(message, "in doubt", "killed")  # as we alone send
-                waiting = Queue.due("new")
-                outcomes = [send(message_id) for message_id in waiting[:1]]
-                outcomes += pool.map(send, waiting[1:])
+                waiting, outcomes = iter(Queue.due("new")), []
+                for message_id in waiting:
+                    outcomes.append(send(message_id))
+                    if "sent" in outcomes:
+                        break
+                outcomes += pool.map(send, waiting)
             accepted += outcomes.count("sent")
     return accepted
 
@@ -258,7 +261,7 @@ def send(message_id):
 
 def settle(message, outcome, note):
     """From sending/ to where it belongs. In: an outcome; the operator's id, or a note."""
-    if message["sent"]:  # settled before a kill: only the move is missing
+    if message["operator_id"] or message["status"]:  # recorded; only the move is missing
         folder = "failed" if message["status"] == "failed" else "sent"
         return Queue.record(message, "sending", folder)
     message_id, doubt = message["message_id"], outcome == "in doubt"
@@ -296,8 +299,8 @@ def one_pass():
     try:
         with locked("statuses", wait=False):
             Queue.sweep()
-            ask_and_tell("failed", totals)
-            ask_and_tell("sent", totals)
+            if ask_and_tell("failed", totals):
+                ask_and_tell("sent", totals)
     except BlockingIOError:
         return {**totals, "note": "another pass is running"}
     totals["sent"] += send_new()
@@ -320,7 +323,8 @@ def ask_and_tell(folder, totals):
             ask(unknown, totals)
         final = [one for one in batch if one["status"]]
         if not (tell(folder, final[:50], totals) and tell(folder, final[50:], totals)):
-            break
+            return False
+    return True
 
 
 def ask(batch, totals):
@@ -693,12 +697,11 @@ class Queue:
 
     def due(*folders):
         """The ids of what is due now in these folders, the longest waiting first."""
-        found = []
+        found, now = [], time.time()
         for file in [file for folder in folders for file in os.scandir(QUEUE / folder)]:
             with suppress(FileNotFoundError):  # it is just leaving
-                if file.name.endswith(".json") and file.stat().st_mtime <= time.time():
-                    found.append((file.stat().st_mtime, file.name[:-5]))
-        return [message_id for _, message_id in sorted(found)]
+                found.append((file.stat().st_mtime, file.name))
+        return [name[:-5] for due, name in sorted(found) if due <= now and name.endswith(".json")]
 
     def read(folder, ids):
         """Yield the messages that are still there; what can't be read is set aside."""
@@ -712,9 +715,11 @@ class Queue:
                     yield dict(json.loads(path.read_bytes()))
             except FileNotFoundError:
                 pass
-            except (ValueError, TypeError, OSError):
+            except (ValueError, TypeError, RecursionError, PermissionError):
                 crest.set_log("unreadable", message_id=message_id)
-                path.rename(QUEUE / f"{message_id}.unreadable")
+                aside = path.rename(QUEUE / f"{message_id}.unreadable")
+                with suppress(PermissionError):
+                    aside.touch()  # kept for 14 days from now on
 
     def take(message_id):
         """From new/ to sending/. Out: the message, or None if it is elsewhere."""
@@ -732,9 +737,10 @@ class Queue:
     def record(message, folder, later):
         """Over what is there, then moved on: another file would cost most of the time."""
         path = Queue.path(folder, message)
-        with suppress(FileNotFoundError), open(path, "r+b", 0) as file:
+        with suppress(FileNotFoundError), open(path, "r+b") as file:
             size = os.fstat(file.fileno()).st_size
             file.write(json.dumps(message).encode().ljust(size))  # spaces for the text
+            file.flush()
             os.fsync(file.fileno())
             os.rename(path, Queue.path(later, message))
 
@@ -769,6 +775,12 @@ class Queue:
         until = time.time() + seconds
         SEND_LOCK.write_text(outcome)
         os.utime(SEND_LOCK, (until, until))
+
+    def hurry():
+        """All that waits is due, and sending rests no more."""
+        for message_id in [path.stem for path in (QUEUE / "new").iterdir()]:
+            Queue.postpone("new", {"message_id": message_id}, 0)
+        Queue.rest(0)
 
     def resting():
         """Out: why nothing is sent for now, or ""."""
