@@ -1,6 +1,7 @@
 """tests/forks/many_portals.py: many portals on many machines share one database."""
 import json
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -84,7 +85,7 @@ def url_of(portal, app, page="handler"):
 
 def write(world, portal, number, text, message_id=None):
     """A message of the portal to one of the processes in turn; its id if it was answered 200."""
-    message_id, (code,) = message_id or f"{portal.member_id[:4]}-{number}", portal.senders
+    message_id, (code,) = message_id or uuid.uuid4().hex, portal.senders
     portal.messages[message_id] = {"history": ["sent"], "code": code, "author": 1}
     fields = portal.message_fields(PHONE, text, message_id, code)
     url = url_of(portal, world.apps[number % len(world.apps)])

@@ -274,6 +274,8 @@ def test_what_has_waited_longest_goes_first_and_alone(ready):
     ids = {text: send(ready, text) for text in ("one", "two", "three")}
     for message_id in ids.values():
         tried(ready, message_id)
+    ready.app.stop()  # its sender looks no more
+    ready.app.start()
     ready.smsru.codes.clear()
     ready.store.make_due(ids["one"])
     ready.store.make_due(ids["two"], ago=2 * HOUR)
@@ -296,6 +298,7 @@ def test_trouble_with_the_account_lets_every_process_rest_until_a_save(ready, co
     other = ready.store.start(ready)
     ready.smsru.refuse = code
     tried(ready, send(ready, "first"))
+    until(lambda: ready.store.rests() > 1)
     send(ready, "second")
     assert one_pass(ready, other)["errors"] == {"operator": word}
     assert len(calls(ready.smsru, "/sms/send")) == 1

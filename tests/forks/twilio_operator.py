@@ -32,7 +32,7 @@ class Twilio:
         code = answer.get("code")
         if 400 <= status < 500:  # refused; without a code, by somebody in Twilio's place
             return TROUBLE.get(code, "failed" if code else "down"), code
-        return app.HTTP_SAYS.get(status, "in doubt"), status
+        return app.HTTP_SAYS.get(status, "in doubt"), code or status
 
     def check(settings):
         trouble, account = Twilio.request(settings, "")
