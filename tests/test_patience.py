@@ -311,8 +311,8 @@ def test_an_operator_silent_for_minutes_costs_a_doubt_a_rest_and_hardly_a_messag
     quick.smsru.trouble = silent
     for doubts in range(1, 8):  # 20 messages come, little by little
         ids += [send(quick, f"{doubts}-{number}") for number in range(3 if doubts < 7 else 2)]
-        until(lambda: sum(doubted(quick.app, one) for one in ids)
-              + sum(outcomes(quick.app, one).count("in doubt") > 1 for one in ids) >= doubts)
+        until(lambda ids=ids, most=doubts: sum(doubted(quick.app, one) for one in ids)
+              + sum(outcomes(quick.app, one).count("in doubt") > 1 for one in ids) >= most)
     silence.set()
     assert len(calls(quick.smsru, "/sms/send")) <= 8
     until(lambda: not quick.app.queue(), 60, "messages stay in the queue")
