@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote_plus, urlencode
 
-from portal import ADMINISTRATOR, EMPLOYEE, GOOD_KEY, ROOT, install, until
+from pretend import ADMINISTRATOR, EMPLOYEE, GOOD_KEY, ROOT, install, until
 from steps import change, make_due, stored
 
 # Planted: these must never come out again. Put together, since hypothesis tries literals it finds.

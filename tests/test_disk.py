@@ -1,6 +1,6 @@
 """A full disk: a limit on the size of files, which holds for root too."""
 import pytest
-from portal import install, until
+from pretend import install, until
 from steps import (
     PHONE,
     code_of,

@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from portal import World, install, until
+from pretend import World, install, until
 from steps import (
     DAY,
     FOLDERS,

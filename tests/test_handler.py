@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 
 import pytest
 import requests
-from portal import GOOD_KEY, World, install, until
+from pretend import GOOD_KEY, World, install, until
 from steps import (
     NUMBER,
     PHONE,

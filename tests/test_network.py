@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import trustme
-from portal import Browser, World, free_port, install, until
+from pretend import Browser, World, free_port, install, until
 from steps import (
     calls,
     folder_of,

@@ -1,6 +1,6 @@
 """The operators: demo, which sends nothing, and smsru with its whole table of codes."""
 import pytest
-from portal import GOOD_KEY, Browser, World, until
+from pretend import GOOD_KEY, Browser, World, until
 from steps import (
     HOUR,
     NUMBER,

@@ -3,7 +3,7 @@ import json
 from html.parser import HTMLParser
 
 import pytest
-from portal import Browser, until
+from pretend import Browser, until
 from seam import (
     LAUNCHER,
     OBEY,

@@ -1,4 +1,4 @@
-"""Does anything get lost or doubled? python tests/soak.py [--seconds 180] [--seed N]
+"""Does anything get lost or doubled? python tests/measure/soak.py [--seconds 180] [--seed N]
 
 Two processes of the app share one DATA_DIR. Messages come from several connections while, at
 random, the app is killed and started again, the operator is down, slow, refuses, talks nonsense or
@@ -16,9 +16,12 @@ import threading
 import time
 from collections import Counter
 from contextlib import suppress
+from pathlib import Path
 
 import requests
-from portal import Browser, World, goodbye, install, until
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from pretend import Browser, World, install, until
 from steps import code_of, handler_url, logged, make_due, rests
 
 WRITERS, PAUSE = 6, 0.08  # connections; seconds between two messages of one of them
@@ -362,6 +365,10 @@ def play(seconds, seed):
     for what, count, most in rows:
         print(f"  {'ok   ' if count <= most else 'WRONG'} {what}: {count} (at most {most})")
     return all(count <= most for _, count, most in rows)
+
+
+def goodbye(signum, frame):
+    raise KeyboardInterrupt
 
 
 def main():
