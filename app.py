@@ -14,7 +14,8 @@ ask the operator what became of it and report that back.
     (some queue)     data/queue/                class Queue   new → sending → sent | failed
     (operator's API)                            class Demo, class SmsRu
 
-"Replace me" marks what a fork replaces; "Differs from PHP", what is not as in PHP.
+"Replace me" marks what a fork replaces; "Differs from PHP", what is not as in PHP, and why.
+A name in brackets and quotes, ("Events"), is a page of the documentation that a fact is from.
 Left out on purpose, but in tests/forks/: several portals, a database, pushed receipts.
 """
 import fcntl
@@ -53,13 +54,13 @@ HERE = Path(__file__).resolve().parent
 TEMPLATE_PATH.insert(0, str(HERE / "views"))
 CLIENT_ID, CLIENT_SECRET = env("C_REST_CLIENT_ID"), env("C_REST_CLIENT_SECRET")
 MISSING = [name for name in ("C_REST_CLIENT_ID", "C_REST_CLIENT_SECRET") if not env(name)]
-DATA_DIR = env("DATA_DIR", HERE / "data", Path)  # becomes 0700: nobody else may look
+DATA_DIR = env("DATA_DIR", HERE / "data", Path)  # it and LOGS_DIR become 0700
 LOGS_DIR, BLOCK_LOG = env("C_REST_LOGS_DIR", DATA_DIR / "logs", Path), env("C_REST_BLOCK_LOG")
 OAUTH_URL = env("OAUTH_URL", "https://oauth.bitrix24.tech").rstrip("/")
 BX24_JS_URL = env("BX24_JS_URL", "https://api.bitrix24.com/api/v1/")
 PUBLIC_URL = env("PUBLIC_URL")  # with its path: https://mydomain.ru/sms/
 HOST, PORT = env("HOST", "127.0.0.1"), env("PORT", 8080, int)
-STATUSES_EVERY = env("STATUSES_EVERY", 60, float)  # seconds between passes; 0: cron's task
+STATUSES_EVERY = env("STATUSES_EVERY", 60, float)  # seconds between passes; 0: cron makes them
 RETRY_AFTER = env("RETRY_AFTER", 60, float)  # seconds before anything is tried again
 GIVE_UP_UNSENT = env("GIVE_UP_UNSENT", 24, float)  # hours, then the message is "failed"
 GIVE_UP_WAITING = env("GIVE_UP_WAITING", 72, float)  # hours, then it is "undelivered"
@@ -77,15 +78,6 @@ HOUR, KEEP = 3600, 14 * 24 * 3600  # seconds; no message is kept longer than KEE
 TIMEOUT = (5, 30)  # seconds to connect, seconds of silence
 PAUSES_503 = (0.5, 1, 2, 4, 8, 0)  # seconds; Bitrix24 takes 2 requests a second
 FINAL = ("sent", "delivered", "undelivered", "failed")  # "sent": more will never be known
-OUTCOMES = {  # an operator's word for a try: seconds until the next (to users: texts.tpl)
-    "sent": 0, "failed": 0,  # it has this message; it never will
-    "later": RETRY_AFTER,  # this message waits; after the others nothing is sent so long:
-    "key": RETRY_AFTER, "money": RETRY_AFTER,  # the account: not with this key; empty
-    "limit": HOUR, "busy": RETRY_AFTER,  # the account: no more today; slow down
-    "down": RETRY_AFTER,  # nothing was sent
-    "in doubt": RETRY_AFTER,  # it may have it: tried once more, then "failed"
-}
-TROUBLES = ("", "key", "money", "limit", "busy", "down")  # to a question; "": none
 PRESS_SAVE = "an administrator must open the application and press Save"
 STOP = threading.Event()  # set by SIGTERM and Ctrl-C
 app = application = Bottle()  # WSGI servers look for "application"
@@ -106,7 +98,8 @@ def install():
     if "event" not in fields:
         return page("install", fields)
     if fields["event"] in ("ONAPPINSTALL", "ONAPPUPDATE"):
-        register(crest.install_app(crest.check_token(fields)), public_url(), from_page=False)
+        url, found = public_url(), crest.check_token(fields)
+        register(crest.install_app(found), url, from_page=False)
         return {"result": True}
     known = crest.get_setting_data().get("application_token", "")
     given = fields.get("auth[application_token]", "")
@@ -131,12 +124,12 @@ def save():
     fields, url = form(), public_url()
     found, keys = crest.check_token(fields), operator_settings()
     typed = {name: fields[name].strip() for name in keys if fields.get(name, "").strip()}
-    trouble, _ = operate(TROUBLES, OPERATOR.check, {**keys, **typed})
+    trouble, _ = operate(TROUBLES, "down", OPERATOR.check, {**keys, **typed})
     require(trouble != "key", 400, "OPERATOR_KEY: the operator does not accept this")
     require(not trouble, 503, "OPERATOR_DOWN: the operator could not check it; try later")
     sender = register(crest.install_app(found, **typed), url)
     Queue.hurry()  # what waits for another key is tried at once
-    SENDER.submit(attempt, send_new)
+    wake()
     return {"sender": sender}
 
 
@@ -149,14 +142,15 @@ def register(settings, url, from_page=True):
     sender = {"CODE": SENDER_CODE, "TYPE": "SMS", "DESCRIPTION": SENDER_DESCRIPTION,
               "NAME": SENDER_NAME + DEMO if OPERATOR is Demo else SENDER_NAME,
               "HANDLER": f"{url}handler?key={settings['handler_key']}"}
-    former, events = settings.get("public_url", url), ("ONAPPUPDATE", "ONAPPUNINSTALL")
+    former, events = settings.get("public_url"), ("ONAPPUPDATE", "ONAPPUNINSTALL")
     for event in events:
-        must("event.bind", {"event": event, "handler": url + "install"}, "already")
-    answer = must("messageservice.sender.update", sender, "ERROR_SENDER_NOT_FOUND")
+        must("event.bind", {"event": event, "handler": url + "install"}, fine="already")
+    answer = must("messageservice.sender.update", sender, fine="ERROR_SENDER_NOT_FOUND")
     if "error" in answer and not from_page:
         must("messageservice.sender.add", sender)
-    for event in events if former != url else ():
-        must("event.unbind", {"event": event, "handler": former + "install"})
+    if former and former != url:
+        for event in events:
+            must("event.unbind", {"event": event, "handler": former + "install"})
     crest.update_setting_data(public_url=url)
     return sender
 
@@ -217,64 +211,14 @@ def handler():
         "status": "",  # what Bitrix24 is still to be told, one of FINAL
     })
     crest.set_log("handler", message_id=message_id)
-    with suppress(RuntimeError):  # the application ends: it is sent after the next start
-        SENDER.submit(attempt, send_new)
+    wake()
     return {"result": True}
 
 
-def send_new():
-    """Send all that is due, in rounds. Out: how many the operator accepted.
-
-    One sender at a time, whatever process it is in: who doesn't get the lock leaves, and
-    its holder looks again after letting it go. Until one is accepted, they go one by one.
-    """
-    accepted = 0
-    with suppress(BlockingIOError):  # there is a sender
-        while not STOP.is_set() and not Queue.resting() and Queue.due("new", "sending"):
-            with locked("send", wait=False), ThreadPoolExecutor(8) as pool:
-                for message in Queue.read("sending", Queue.due("sending")):
-                    settle(message, "in doubt", "killed")  # as we alone send
-                waiting, outcomes = iter(Queue.due("new")), []
-                for message_id in waiting:
-                    outcomes.append(send(message_id))
-                    if "sent" in outcomes:
-                        break
-                outcomes += pool.map(send, waiting)
-            accepted += outcomes.count("sent")
-    return accepted
-
-
-def send(message_id):
-    """Hand one message to the operator. Out: "sent", or what is in the way."""
-    message = None if STOP.is_set() or Queue.resting() else Queue.take(message_id)
-    if not message:
-        return ""
-    outcome, note = "failed", "too old, no number, or no text"
-    old = time.time() - message["received"] > GIVE_UP_UNSENT * HOUR
-    if not old and re.search(r"\d", message["to"]) and message["text"].strip():
-        outcome, note = operate(OUTCOMES, OPERATOR.send, operator_settings(), message)
-    if outcome not in ("sent", "failed", "later"):
-        Queue.rest(OUTCOMES[outcome], outcome)
-    settle(message, outcome, note)
-    return outcome
-
-
-def settle(message, outcome, note):
-    """From sending/ to where it belongs. In: an outcome; the operator's id, or a note."""
-    if message["operator_id"] or message["status"]:  # recorded; only the move is missing
-        folder = "failed" if message["status"] == "failed" else "sent"
-        return Queue.record(message, "sending", folder)
-    message_id, doubt = message["message_id"], outcome == "in doubt"
-    crest.set_log("send", message_id=message_id, outcome=outcome, note=str(note))
-    done = {**message, "to": "", "text": "", "sent": time.time()}  # keep little
-    if outcome == "sent":  # without an id nobody can ask what became of it
-        done.update(operator_id=str(note or ""), status="" if note else "sent")
-        Queue.record(done, "sending", "sent")
-    elif outcome == "failed" or (doubt and message["in_doubt"]):
-        Queue.record({**done, "status": "failed"}, "sending", "failed")
-    else:
-        message["in_doubt"] = doubt or message["in_doubt"]
-        Queue.move_back(message, max(OUTCOMES[outcome], time.time() - message["received"]))
+def wake():
+    """Send in the background; while the app ends, a message waits for its next start."""
+    with suppress(RuntimeError):
+        BACKGROUND.submit(attempt, send_new)
 
 
 # ---- statuses.php: one pass over the queue ---------------------------------------------
@@ -294,20 +238,23 @@ def one_pass():
     Replace me: with several portals, one pass for each.
     """
     totals = {**dict.fromkeys((*FINAL, "waiting"), 0), "errors": {}}
+    Queue.sweep()
     if not crest.get_setting_data():
         return {**totals, "errors": {"portal": "not installed: " + PRESS_SAVE}}
     try:
         with locked("statuses", wait=False):
-            Queue.sweep()
             if ask_and_tell("failed", totals):
                 ask_and_tell("sent", totals)
     except BlockingIOError:
         return {**totals, "note": "another pass is running"}
-    totals["sent"] += send_new()
+    totals["sent"] += send_new(once=True)
+    if Queue.due("new"):
+        wake()  # for what came meanwhile: this thread has to tell and to ask
     if Queue.resting():
         totals["errors"]["operator"] = Queue.resting()
-    news, totals["waiting"] = any(totals.values()), Queue.waiting()
-    if news or not totals["waiting"]:  # else the page still says what they wait for
+    news = any(totals.values())
+    totals["waiting"] = Queue.waiting()
+    if news or not totals["waiting"]:  # if all wait, the page still says what for
         crest.set_log("statuses", **totals)
         crest.update_setting_data(last_pass={"time": int(time.time()), **totals})
     return totals
@@ -322,7 +269,7 @@ def ask_and_tell(folder, totals):
         if unknown and "operator" not in totals["errors"]:
             ask(unknown, totals)
         final = [one for one in batch if one["status"]]
-        if not (tell(folder, final[:50], totals) and tell(folder, final[50:], totals)):
+        if not tell(folder, final, totals):
             return False
     return True
 
@@ -330,7 +277,7 @@ def ask_and_tell(folder, totals):
 def ask(batch, totals):
     """Ask the operator what became of them, in one request; too old is "undelivered"."""
     ids = sorted({message["operator_id"] for message in batch})
-    trouble, found = operate(TROUBLES, OPERATOR.statuses, operator_settings(), ids)
+    trouble, found = operate(TROUBLES, "down", OPERATOR.statuses, operator_settings(), ids)
     if trouble:
         totals["errors"]["operator"] = trouble
     for message in batch:
@@ -373,9 +320,94 @@ def tell(folder, batch, totals):
 @app.get("/checkserver")
 def checkserver():
     """Can this server run the application? Out: {"result": []}, or words."""
-    if crest.get_setting_data():
-        check_key()
+    with suppress(ValueError):  # damaged settings are told below
+        if crest.get_setting_data():
+            check_key()
     return {"result": crest.check_server()}
+
+
+# ---- Sending: rounds, one message, what becomes of it -----------------------------------
+# What an operator says about a message that it was given → seconds until the next try. All but
+# the first three end sending for as long; the page's words for them are in views/texts.tpl.
+OUTCOMES = {
+    "sent": 0,  # it has the message
+    "failed": 0,  # it will never take this one
+    "later": RETRY_AFTER,  # not this one now
+    "key": RETRY_AFTER,  # the account: not with this key
+    "money": RETRY_AFTER,  # the account: it is empty
+    "limit": HOUR,  # the account: no more today
+    "busy": RETRY_AFTER,  # the account: slow down
+    "down": RETRY_AFTER,  # nothing was sent
+    "in doubt": RETRY_AFTER,  # it may have the message: tried once more, then "failed"
+}
+TROUBLES = ("", "key", "money", "limit", "busy", "down")  # what it may say to a question
+
+
+def send_new(once=False):
+    """Send all that is due, in rounds, or in one. Out: how many the operator accepted.
+
+    One process sends at a time: who doesn't get the lock leaves, and who had it looks again
+    after letting it go. Messages go one by one until the operator accepts one, because there
+    may be trouble and each try in doubt costs a message; then 8 at a time.
+    """
+    accepted = 0
+    with suppress(BlockingIOError):  # somebody else sends
+        while not STOP.is_set() and not Queue.resting() and Queue.due("new", "sending"):
+            with locked("send", wait=False), ThreadPoolExecutor(8) as pool:
+                settle_left_over()
+                waiting, outcomes = iter(Queue.due("new")), []
+                for message_id in waiting:
+                    outcomes.append(send(message_id))
+                    if "sent" in outcomes:
+                        break
+                outcomes += pool.map(send, waiting)
+            accepted += outcomes.count("sent")
+            if once:
+                break
+    return accepted
+
+
+def settle_left_over():
+    """We alone send, so whoever left a message in sending/ was killed."""
+    for message in Queue.read("sending", Queue.due("sending")):
+        if message["operator_id"] or message["status"]:  # recorded; only the move is missing
+            folder = "failed" if message["status"] == "failed" else "sent"
+            Queue.record(message, "sending", folder)
+        else:
+            settle(message, "in doubt", "killed")
+
+
+def send(message_id):
+    """Hand one message to the operator. Out: "sent", or what is in the way."""
+    if STOP.is_set() or Queue.resting():
+        return ""
+    settings, message = operator_settings(), Queue.take(message_id)
+    if not message:
+        return ""
+    outcome, note = "failed", "too old, no number, or no text"
+    old = time.time() - message["received"] > GIVE_UP_UNSENT * HOUR
+    if not old and re.search(r"\d", message["to"]) and message["text"].strip():
+        outcome, note = operate(OUTCOMES, "in doubt", OPERATOR.send, settings, message)
+    if outcome not in ("sent", "failed", "later") and not Queue.resting():
+        Queue.rest(OUTCOMES[outcome], outcome)
+    settle(message, outcome, note)
+    return outcome
+
+
+def settle(message, outcome, note):
+    """From sending/ to where it belongs. In: an outcome; the operator's id, or a note."""
+    message_id, doubt = message["message_id"], outcome == "in doubt"
+    crest.set_log("send", message_id=message_id, outcome=outcome, note=str(note))
+    done = {**message, "to": "", "text": "", "sent": time.time()}  # keep little
+    if outcome == "sent":  # without an id nobody can ask what became of it
+        done.update(operator_id=str(note or ""), status="" if note else "sent")
+        Queue.record(done, "sending", "sent")
+    elif outcome == "failed" or (doubt and message["in_doubt"]):
+        Queue.record({**done, "status": "failed"}, "sending", "failed")
+    else:
+        message["in_doubt"] = doubt or message["in_doubt"]
+        waited = time.time() - message["received"]  # so pauses double; postpone() ends that
+        Queue.move_back(message, max(OUTCOMES[outcome], waited))
 
 
 # ---- Requests and answers: form, page, refusals, the secret, our address ---------------
@@ -523,10 +555,10 @@ class CRest:
         """
         require(not MISSING, 503, f"NO_CLIENT_ID: set {' and '.join(MISSING)}, restart")
         names = {"access_token": "AUTH_ID", "refresh_token": "REFRESH_ID",
-                 "application_token": "APPLICATION_TOKEN"}  # an event's: a frame's
+                 "application_token": "APPLICATION_TOKEN"}  # names in auth[...]: in a frame
         found = {event: fields.get(frame, fields.get(f"auth[{event}]", ""))
                  for event, frame in names.items()}
-        status, answer = self.ask(APP_INFO, data={"auth": found["access_token"]})
+        status, answer = self.request(APP_INFO, data={"auth": found["access_token"]})
         answered = "result" in answer or status in (400, 401, 403)
         require(answered, 503, "OAUTH_SERVER: it did not answer; try again")
         ours = mapping(answer, "result").get("client_id") == CLIENT_ID
@@ -557,12 +589,8 @@ class CRest:
         """A REST method with the saved tokens. Out: {"result": ...} or {"error": "CODE"}"""
         settings = self.get_setting_data()
         answer = self.call_curl(settings, method, params)
-        if answer.get("error") == "HTTP_302":  # renamed; its "Location" may lie
-            _, answer = self.ask(APP_INFO, data={"auth": settings["access_token"]})
-            endpoint = mapping(answer, "result", "install").get("client_endpoint")
-            if endpoint:
-                settings = self.update_setting_data(client_endpoint=endpoint)
-                answer = self.call_curl(settings, method, params)
+        if answer.get("error") == "HTTP_302":  # the portal was renamed
+            answer = self.call_curl(self.get_new_endpoint(settings), method, params)
         if answer.get("error") == "expired_token":  # never before, or we may get blocked
             answer = self.call_curl(self.get_new_auth(settings), method, params)
         return answer
@@ -573,12 +601,12 @@ class CRest:
             return {"error": settings.get("error", "no_install_app")}
         url = f"{settings['client_endpoint']}{method}.json"
         for pause in PAUSES_503:
-            status, answer = self.ask(url, json={"auth": settings["access_token"], **params})
+            status, answer = self.request(url, json={"auth": settings["access_token"], **params})
             if status != 503 or STOP.wait(pause):
                 break
         return answer
 
-    def ask(self, url, **what):
+    def request(self, url, **what):
         """In: as post(). Out: the HTTP status, Bitrix24's answer or {"error": "CODE"}."""
         try:
             status, answer = post(url, **what)
@@ -589,6 +617,15 @@ class CRest:
             return status, answer
         return status, {**known, "error": str(known.get("error", f"HTTP_{status}"))}
 
+    def get_new_endpoint(self, settings):
+        """Out: settings with the address that the OAuth server knows: "Location" may lie."""
+        _, answer = self.request(APP_INFO, data={"auth": settings["access_token"]})
+        endpoint = mapping(answer, "result", "install").get("client_endpoint")
+        if not endpoint:
+            return {"error": answer.get("error", "oauth_server")}
+        self.update_setting_data(client_endpoint=endpoint)
+        return {**settings, "client_endpoint": endpoint}
+
     def get_new_auth(self, expired):
         """Out: settings with a new token, or {"error": "CODE"}. ("OAuth 2.0")"""
         with locked("settings"):
@@ -596,22 +633,28 @@ class CRest:
             if settings.get("access_token") != expired["access_token"]:  # it is new already
                 return settings
             self.set_setting_data(settings)  # a full disk raises before the old are spent
-            _, answer = self.ask(OAUTH_URL + "/oauth/token/", data={
-                "grant_type": "refresh_token", "refresh_token": settings["refresh_token"],
+            _, answer = self.request(OAUTH_URL + "/oauth/token/", data={
+                "grant_type": "refresh_token", "refresh_token": settings.get("refresh_token"),
                 "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET})
             if not answer.get("access_token"):
                 return {"error": answer.get("error", "oauth_server")}
             for name in ("access_token", "refresh_token", "client_endpoint"):
-                settings[name] = answer.get(name) or settings[name]
+                settings[name] = answer.get(name) or settings.get(name)
             self.set_setting_data(settings)
         return settings
 
     def call_batch(self, commands, halt=0):
-        """In: {name: (method, params)}, 50 at most. Out: result, result_error, error."""
-        cmd = {key: f"{what}?{urlencode(params)}" for key, (what, params) in commands.items()}
-        answer = self.call("batch", {"halt": halt, "cmd": cmd}) if cmd else {}
-        found = {kind: mapping(answer, "result", kind) for kind in ("result", "result_error")}
-        return {**found, "error": answer.get("error", "")}
+        """In: {name: (method, params)}, 50 a request. Out: result, result_error, error."""
+        whole, names = {"result": {}, "result_error": {}, "error": ""}, list(commands)
+        for start in range(0, len(names), 50):
+            cmd = {name: f"{commands[name][0]}?{urlencode(commands[name][1])}"
+                   for name in names[start:start + 50]}
+            answer = self.call("batch", {"halt": halt, "cmd": cmd})
+            for kind in ("result", "result_error"):
+                whole[kind].update(mapping(answer, "result", kind))
+            if "error" in answer:
+                return {**whole, "error": answer["error"]}
+        return whole
 
     def set_log(self, kind, **data):
         """Replace me. In: names, ids and codes; never a text, a token, a full number."""
@@ -625,8 +668,8 @@ class CRest:
         mend += [f"{name} must begin with https://" for name in plain]
         try:
             self.get_setting_data()
-            write(DATA_DIR / "check", mend)
-            os.unlink(DATA_DIR / "check")
+            write(QUEUE / "new" / "check", mend)
+            os.unlink(QUEUE / "new" / "check")
         except OSError as error:
             mend.append(f"Let this user write to DATA_DIR: {error.strerror}.")
         except ValueError:
@@ -635,7 +678,8 @@ class CRest:
 
 
 # ---- data/: whole files, locks, the queue ----------------------------------------------
-QUEUE, SEND_LOCK = DATA_DIR / "queue", DATA_DIR / "send.lock"
+QUEUE = DATA_DIR / "queue"
+SEND_LOCK = DATA_DIR / "send.lock"  # of locked("send"); it also says until when sending rests
 FOLDERS = ("new", "sending", "sent", "failed")  # how far it is; the later one counts
 os.umask(0o077)  # files 0600, folders 0700
 for folder in (DATA_DIR, LOGS_DIR, QUEUE, *[QUEUE / name for name in FOLDERS]):
@@ -722,10 +766,11 @@ class Queue:
                     aside.touch()  # kept for 14 days from now on
 
     def take(message_id):
-        """From new/ to sending/. Out: the message, or None if it is elsewhere."""
-        for message in Queue.read("new", [message_id]):  # the operator comes after that
-            put_flushed(Queue.path("new", message), Queue.path("sending", message))
-            return message
+        """From new/ to sending/, on disk before the operator is asked. Out: it, or None."""
+        with suppress(FileNotFoundError):  # clear() took it meanwhile
+            for message in Queue.read("new", [message_id]):
+                put_flushed(Queue.path("new", message), Queue.path("sending", message))
+                return message
 
     def move_back(message, pause):
         """From sending/ to new/: with news in it, so written there, then removed here."""
@@ -735,7 +780,10 @@ class Queue:
             Queue.path("sending", message).unlink()
 
     def record(message, folder, later):
-        """Over what is there, then moved on: another file would cost most of the time."""
+        """Written over what is there, in one write, then renamed: a new file costs most.
+
+        A kill in between leaves it in its folder with the outcome inside: settle_left_over().
+        """
         path = Queue.path(folder, message)
         with suppress(FileNotFoundError), open(path, "r+b") as file:
             size = os.fstat(file.fileno()).st_size
@@ -759,7 +807,7 @@ class Queue:
         return len(list(QUEUE.glob("*/*.json")))
 
     def clear():
-        for path in QUEUE.glob("*/*.json"):
+        for path in (*QUEUE.glob("*/*.json"), *QUEUE.glob("*.unreadable")):
             path.unlink(missing_ok=True)
 
     def sweep():
@@ -773,7 +821,8 @@ class Queue:
     def rest(seconds, outcome=""):
         """Send nothing for so long: the lock's mtime says until when, its text why."""
         until = time.time() + seconds
-        SEND_LOCK.write_text(outcome)
+        with suppress(OSError):  # no room for the text
+            SEND_LOCK.write_text(outcome)
         os.utime(SEND_LOCK, (until, until))
 
     def hurry():
@@ -785,7 +834,7 @@ class Queue:
     def resting():
         """Out: why nothing is sent for now, or ""."""
         rests = SEND_LOCK.exists() and SEND_LOCK.stat().st_mtime > time.time()
-        return SEND_LOCK.read_text() if rests else ""
+        return (SEND_LOCK.read_text() or "down") if rests else ""
 
 
 # ---- Operators: operate, Demo, SmsRu ---------------------------------------------------
@@ -797,16 +846,16 @@ SMSRU_STATUSES = {-1: "", 100: "", 101: "", 102: "", 103: "delivered", 110: "del
                   **dict.fromkeys((104, 105, 106, 107, 108, 150), "undelivered")}
 
 
-def operate(words, work, *args):
-    """The one place that calls an operator. Out: one of the words, and what came with it.
+def operate(words, unsure, work, *args):
+    """The one place that calls an operator. Out: one of these words, and what came with it.
 
-    Their last one is what an exception or any other answer means: send() may have sent.
+    In: unsure, what an exception or any other answer means: "in doubt" for send().
     """
     with suppress(TypeError, ValueError):  # it raised, or this is no pair
         word, found = attempt(work, *args)
         if word in words:
             return word, found
-    return [*words][-1], "mistake"
+    return unsure, "mistake"
 
 
 def operator_settings():
@@ -895,7 +944,7 @@ if SMS_OPERATOR not in OPERATORS:
 OPERATOR = OPERATORS[SMS_OPERATOR]
 crest = CRest()  # Replace me: your subclass
 app.default_error_handler = error_in_json
-SENDER = ThreadPoolExecutor(1)  # its thread starts with the first message
+BACKGROUND = ThreadPoolExecutor(1)  # its thread starts with the first message
 LOG = logging.getLogger("app")  # one JSON object a line; rotation is logrotate's
 LOG.setLevel(logging.INFO)
 LOG.propagate = logging.raiseExceptions = False  # a full disk must not refuse a message
@@ -960,12 +1009,12 @@ def main(command=""):
     print(f"http://{HOST}:{PORT}/ with the operator {SMS_OPERATOR}{note}", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
     thread = threading.Thread(target=passes)
-    thread.start()
     with suppress(KeyboardInterrupt):
+        thread.start()
         server.serve_forever()
     STOP.set()
     server.server_close()
-    SENDER.shutdown(cancel_futures=True)
+    BACKGROUND.shutdown(cancel_futures=True)
     thread.join()
 
 

@@ -144,7 +144,7 @@ def pass_of(member_id, one_pass=app.one_pass):
 
 
 app.crest, app.Queue, app.locked, app.one_pass = MyRest(), Queue, locked, every_pass
-app.ThreadPoolExecutor, app.SENDER, application = Executor, Executor(8), app.application
+app.ThreadPoolExecutor, app.BACKGROUND, application = Executor, Executor(8), app.application
 PASSES = Executor(8)  # of its own: silent portals do not hold up sending
 if __name__ == "__main__":
     app.main(*sys.argv[1:2])
