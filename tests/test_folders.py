@@ -24,12 +24,12 @@ from steps import (
     history,
     lay,
     logged,
-    make_due,
     one_pass,
     outcomes,
     path_of,
     received,
     send,
+    work_off,
 )
 
 
@@ -67,14 +67,6 @@ def lay_in(world, folder, message_id, text):
     """A message as it lies in this folder when all is well."""
     more = {"sent": accepted(world), "failed": refused()}.get(folder, {})
     return lay(world, folder, message_id, **{"text": text, **more})
-
-
-def work_off(world, app=None, times=4):
-    """Passes with every pause between them over, until nothing waits."""
-    for _ in range(times):
-        make_due(app or world.app)
-        one_pass(world, app)
-    assert not (app or world.app).queue()
 
 
 # In two folders ----------------------------------------------------------------------------------
