@@ -176,7 +176,7 @@ def test_a_message_whose_name_aside_is_left_is_sent_once(world):
 
 
 KILLER = """
-import os, signal
+import builtins, os, signal
 
 left = int(os.environ["KILL_AT"])
 
@@ -192,6 +192,7 @@ def deadly(real):
 
 for name in ("fsync", "link", "rename", "replace", "unlink"):
     setattr(os, name, deadly(getattr(os, name)))
+builtins.open = deadly(open)
 """
 
 
@@ -279,7 +280,9 @@ def test_a_broken_file_is_set_aside_and_the_pass_goes_on(world, folder, name):
     broken = path_of(world.app, name, folder)
     broken.write_bytes(BROKEN[name])
     os.utime(broken, (time.time() - 20 * DAY,) * 2)  # the first in the pass
+    one_pass(world)
     work_off(world)
+    one_pass(world)
     assert received(world, "whole") == (folder in ("new", "sending"))
     assert history(world, message_id)[-1] == ("failed" if folder == "failed" else "delivered")
     aside = world.app.data / "queue" / f"{name}.unreadable"
