@@ -1,24 +1,22 @@
-"""A Bitrix24 message provider in one file: the tutorial's PHP scripts, one to one, in Python.
+"""A Bitrix24 message provider in one file: the tutorial's PHP scripts, 1:1 in Python.
 
-Bitrix24 asks us to send a text message. We save it, answer, hand it to an SMS operator, ask
-the operator what became of it and report that back.
+Bitrix24 asks us to send a text message. We save it, answer, hand it to an SMS operator,
+ask the operator what became of it and report that back.
 
     settings.php     the environment            "Settings" below
     install.php      POST /install              install()     the form; application events
-                     POST /save                 save()        what the form's onsubmit sends
+                     POST /save                 save()        what its onsubmit sends
     index.php        POST /index, POST /        index()       the settings page
     handler.php      POST /handler?key=SECRET   handler()     takes one message
     statuses.php     GET /statuses?key=SECRET   statuses()    one pass over the queue
     checkserver.php  GET /checkserver           checkserver() can this server run it?
-    crest.php                                   class CRest   calls Bitrix24, renews tokens
-    (some queue)     data/queue/                class Queue   the folder says how far one is:
-                                                              new → sending → sent | failed
+    crest.php                                   class CRest   calls it, renews tokens
+    (some queue)     data/queue/                class Queue   new → sending → sent | failed
     (operator's API)                            class Demo, class SmsRu
 
-"Replace me" marks what a fork replaces; "Differs from PHP", what is not as in PHP, and why.
+"Replace me" marks what a fork replaces; "Differs from PHP", what is not as in PHP.
 Left out on purpose, but in tests/forks/: several portals, a database, pushed receipts.
 """
-
 import fcntl
 import json
 import logging
@@ -32,19 +30,18 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from itertools import repeat
 from pathlib import Path
 from secrets import compare_digest, token_hex, token_urlsafe
 from socketserver import ThreadingMixIn
 from urllib.parse import parse_qsl, urlencode
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import requests
 import urllib3
 from bottle import TEMPLATE_PATH, Bottle, HTTPResponse, request, response, template
 
 
-# ---- Settings (settings.php): the environment, then constants with their units -----------
+# ---- Settings (settings.php): the environment, then constants with their units ---------
 def env(name, default="", kind=str):
     try:
         return kind(os.environ.get(name) or default)
@@ -56,9 +53,8 @@ HERE = Path(__file__).resolve().parent
 TEMPLATE_PATH.insert(0, str(HERE / "views"))
 CLIENT_ID, CLIENT_SECRET = env("C_REST_CLIENT_ID"), env("C_REST_CLIENT_SECRET")
 MISSING = [name for name in ("C_REST_CLIENT_ID", "C_REST_CLIENT_SECRET") if not env(name)]
-DATA_DIR = env("DATA_DIR", HERE / "data", Path)  # becomes 0700: nobody else looks inside
-LOGS_DIR = env("C_REST_LOGS_DIR", DATA_DIR / "logs", Path)
-BLOCK_LOG = env("C_REST_BLOCK_LOG") == "1"
+DATA_DIR = env("DATA_DIR", HERE / "data", Path)  # becomes 0700: nobody else may look
+LOGS_DIR, BLOCK_LOG = env("C_REST_LOGS_DIR", DATA_DIR / "logs", Path), env("C_REST_BLOCK_LOG")
 OAUTH_URL = env("OAUTH_URL", "https://oauth.bitrix24.tech").rstrip("/")
 BX24_JS_URL = env("BX24_JS_URL", "https://api.bitrix24.com/api/v1/")
 PUBLIC_URL = env("PUBLIC_URL")  # with its path: https://mydomain.ru/sms/
@@ -78,37 +74,44 @@ SENDER_DESCRIPTION = "Description sms provider"
 DEMO = " (demo: nothing is sent)"  # behind the name, as long as the operator is Demo
 
 HOUR, KEEP = 3600, 14 * 24 * 3600  # seconds; no message is kept longer than KEEP
-MAX_BODY = 100 * 1024  # bytes
 TIMEOUT = (5, 30)  # seconds to connect, seconds of silence
 PAUSES_503 = (0.5, 1, 2, 4, 8, 0)  # seconds; Bitrix24 takes 2 requests a second
+FINAL = ("sent", "delivered", "undelivered", "failed")  # "sent": more will never be known
+OUTCOMES = {  # an operator's word for a try: seconds until the next (to users: texts.tpl)
+    "sent": 0, "failed": 0,  # it has this message; it never will
+    "later": RETRY_AFTER,  # this message waits; after the others nothing is sent so long:
+    "key": RETRY_AFTER, "money": RETRY_AFTER,  # the account: not with this key; empty
+    "limit": HOUR, "busy": RETRY_AFTER,  # the account: no more today; slow down
+    "down": RETRY_AFTER,  # nothing was sent
+    "in doubt": RETRY_AFTER,  # it may have it: tried once more, then "failed"
+}
+TROUBLES = ("", "key", "money", "limit", "busy", "down")  # to a question; "": none
 PRESS_SAVE = "an administrator must open the application and press Save"
 STOP = threading.Event()  # set by SIGTERM and Ctrl-C
 app = application = Bottle()  # WSGI servers look for "application"
 
 
-# ---- install.php: install and the application's events, save, register -------------------
+# ---- install.php: install and the application's events, save, register -----------------
 @app.route("/install", ["GET", "POST"])
 def install():
-    """The page that Bitrix24 frames until installFinish; the URL of the application's events.
+    """The page that Bitrix24 frames until installFinish; the application's events.
 
     In: DOMAIN=acme.bitrix24.ru PROTOCOL=1 LANG=ru APP_SID=... in the query, AUTH_ID=...
-    REFRESH_ID=... member_id=... in the body. Out: the form, the frame's fields hidden in it.
+    REFRESH_ID=... member_id=... in the body. Out: the form, these fields hidden in it.
     Or event=ONAPPINSTALL, ONAPPUPDATE auth[access_token]=...; or event=ONAPPUNINSTALL
-    data[CLEAN]=1 auth[application_token]=..., its only proof. Errors: 403, 503, as save().
+    data[CLEAN]=1 auth[application_token]=..., its only proof. Errors: as save().
     Differs from PHP: nothing changes without a proof. ("Events")
     """
     fields = form()
     if "event" not in fields:
         return page("install", fields)
     if fields["event"] in ("ONAPPINSTALL", "ONAPPUPDATE"):
-        settings = crest.install_app(crest.check_token(fields))
-        register(settings, public_url(), from_page=False)
+        register(crest.install_app(crest.check_token(fields)), public_url(), from_page=False)
         return {"result": True}
     known = crest.get_setting_data().get("application_token", "")
     given = fields.get("auth[application_token]", "")
     proven = known and compare_digest(known.encode(), given.encode())
-    ours = proven and fields["event"] == "ONAPPUNINSTALL"
-    require(ours, 403, "WRONG_EVENT: not from the portal that is installed")
+    require(proven and fields["event"] == "ONAPPUNINSTALL", 403, "WRONG_EVENT: not our portal")
     with locked("settings"):
         crest.set_setting_data({})
     if fields.get("data[CLEAN]") == "1":
@@ -120,34 +123,32 @@ def install():
 def save():
     """What the form's onsubmit sends: step 1 of the tutorial's three; what step 2 needs.
 
-    In: the frame's fields as they came, the operator's: api_key=... (empty keeps the saved).
-    Out: {"sender": {"CODE": "fastsms", ...}}, the parameters of messageservice.sender.add.
+    In: the frame's fields as they came, the operator's: api_key=... (empty: the saved one).
+    Out: {"sender": {"CODE": "fastsms", ...}}, parameters of messageservice.sender.add.
     Errors: 400 key refused; 403 see check_token(); 503 somebody did not answer.
     Differs from PHP: there the step was left to you.
     """
     fields, url = form(), public_url()
-    found = crest.check_token(fields)
-    given = {field["name"]: fields.get(field["name"], "").strip() for field in OPERATOR.FIELDS}
-    typed = {name: value for name, value in given.items() if value}
-    keys = {**operator_settings(crest.get_setting_data()), **typed}
-    trouble, _ = operate("down", OPERATOR.check, keys)
+    found, keys = crest.check_token(fields), operator_settings()
+    typed = {name: fields[name].strip() for name in keys if fields.get(name, "").strip()}
+    trouble, _ = operate(TROUBLES, OPERATOR.check, {**keys, **typed})
     require(trouble != "key", 400, "OPERATOR_KEY: the operator does not accept this")
     require(not trouble, 503, "OPERATOR_DOWN: the operator could not check it; try later")
     sender = register(crest.install_app(found, **typed), url)
-    Queue.rest(0)  # what waits for a new key is tried at once
-    wake()
+    Queue.hurry()  # what waits for another key is tried at once
+    SENDER.submit(attempt, send_new)
     return {"sender": sender}
 
 
 def register(settings, url, from_page=True):
     """Bind the events at url, move the sender there, then let the former address go.
 
-    Out: the parameters of sender.add: the page's step, if there is a page. url is saved last:
-    until all is done, /index warns, and Save repairs it. ("messageservice.sender.add")
+    Out: the parameters of sender.add: the page's step, if there is a page. url is saved
+    last: until then /index warns, and Save repairs it. ("messageservice.sender.add")
     """
-    name = SENDER_NAME + DEMO if OPERATOR is Demo else SENDER_NAME
-    sender = {"CODE": SENDER_CODE, "TYPE": "SMS", "HANDLER": f"{url}handler?key="
-              + settings["handler_key"], "NAME": name, "DESCRIPTION": SENDER_DESCRIPTION}
+    sender = {"CODE": SENDER_CODE, "TYPE": "SMS", "DESCRIPTION": SENDER_DESCRIPTION,
+              "NAME": SENDER_NAME + DEMO if OPERATOR is Demo else SENDER_NAME,
+              "HANDLER": f"{url}handler?key={settings['handler_key']}"}
     former, events = settings.get("public_url", url), ("ONAPPUPDATE", "ONAPPUNINSTALL")
     for event in events:
         must("event.bind", {"event": event, "handler": url + "install"}, "already")
@@ -160,22 +161,22 @@ def register(settings, url, from_page=True):
     return sender
 
 
-def must(method, params, fine="result"):
-    """Call Bitrix24. Out: its answer, if that is a result or says what is fine, too. 503."""
+def must(method, params, fine="no error"):
+    """Call Bitrix24. Out: its answer: a result, or the error that is fine. Errors: 503."""
     answer = crest.call(method, params)
-    done = "result" in answer or fine in str(answer)
-    require(done, 503, f"{answer.get('error')}: no {method}; try again")
+    error = answer.get("error")
+    require(not error or fine in str(answer), 503, f"{error}: no {method}; try again")
     return answer
 
 
-# ---- index.php: the settings page --------------------------------------------------------
+# ---- index.php: the settings page ------------------------------------------------------
 @app.route("/", ["GET", "POST"])
 @app.route("/index", ["GET", "POST"])
 def index():
     """The same form without installFinish, filled with what is saved, for administrators.
 
-    In: the frame's fields, as install(). Out: the page, with the operator's fields (a secret
-    one masked), the messages waiting, the last pass, and a warning if HANDLER is not at the
+    In: the frame's fields, as install(). Out: the page: the operator's fields (a secret is
+    masked), the messages waiting, the last pass, and a warning if HANDLER is not at the
     address that this page was opened at.
     """
     fields, state = form(), {}
@@ -183,142 +184,103 @@ def index():
         if "AUTH_ID" in fields and not MISSING:
             crest.check_token(fields)
             settings = crest.get_setting_data()
-            state = {"present": public_url(), "saved": settings.get("public_url"),
-                     "values": operator_settings(settings), "waiting": Queue.waiting(),
-                     "last_pass": settings.get("last_pass")}
-    except HTTPResponse as refused:  # an employee, somebody else's token: nothing is shown
-        response.status = refused.status_code
-        state = {"refused": refused.body["error"]}
+            state = {"values": operator_settings(), "waiting": Queue.waiting(),
+                     "last_pass": settings.get("last_pass"),
+                     "present": public_url(), "saved": settings.get("public_url")}
+    except HTTPResponse as refused:  # an employee, a stranger: nothing is shown
+        response.status, state = refused.status_code, {"refused": refused.body["error"]}
     return page("index", fields, **state)
 
 
-# ---- handler.php: takes one message, hands it to the operator ----------------------------
+# ---- handler.php: takes one message, hands it to the operator --------------------------
 @app.post("/handler")
 def handler():
     """Bitrix24 asks once and never again: save, answer, then send.
 
     In: code=fastsms message_id=65575980fa53... message_to=+79990000000 message_body=...
     type=SMS module_id=crm bindings[0][OWNER_ID]=123 auth[domain]=... (a robot: no auth).
-    Out: 200, the message is on disk. Errors: 403 wrong key, 400 wrong code or id, 503 not
-    installed, 500 not saved. Differs from PHP: it only logs. ("messageservice.sender.add")
+    Out: 200, the message is on disk. Errors: 403 wrong key, 400 wrong code or id, 500 not
+    saved, 503 not installed. Differs from PHP: it only logs. ("sender.add")
     """
-    fields, _ = check_key()
+    fields = check_key()
     require(fields.get("code") == SENDER_CODE, 400, f"WRONG_CODE: we serve {SENDER_CODE}")
     message_id = fields.get("message_id", "")
     usable = re.fullmatch(r"\w[\w.-]{0,127}", message_id, re.ASCII)  # as a file's name
-    require(usable, 400, "WRONG_MESSAGE_ID: letters, digits, _ . - are usable, 128 at most")
-    to = fields.get("message_to") or fields.get("properties[phone_number]", "")
-    text = fields.get("message_body") or fields.get("properties[message_text]", "")
+    require(usable, 400, "WRONG_MESSAGE_ID: letters, digits, _ . - please, 128 at most")
     Queue.put({
         "message_id": message_id,  # an operator may take it as idempotency key
-        "to": to, "text": text,  # as somebody typed them; empty once the operator has them
+        "to": fields.get("message_to", ""),  # as somebody typed it: +7 (925) 507-06-02
+        "text": fields.get("message_body", ""),  # both empty once the operator has them
         "received": time.time(),
         "in_doubt": False,  # was tried, and nobody knows whether the operator has it
         "operator_id": "", "sent": 0,  # the operator's id; when it was handed over
         "status": "",  # what Bitrix24 is still to be told, one of FINAL
     })
     crest.set_log("handler", message_id=message_id)
-    wake()
-    return {"result": True}
-
-
-FINAL = ("sent", "delivered", "undelivered", "failed")  # "sent": more will never be known
-# What an operator may answer: (seconds until the next try, does it end sending for now?)
-# The page's words for those that do are in views/texts.tpl.
-OUTCOMES = {
-    "": (0, False),  # nothing is in the way
-    "sent": (0, False),  # it has the message
-    "failed": (0, False),  # this message, for good
-    "later": (RETRY_AFTER, False),  # this message
-    "in doubt": (RETRY_AFTER, True),  # it may have it: tried once more, then "failed"
-    "key": (RETRY_AFTER, True),  # the account: not with this key
-    "money": (RETRY_AFTER, True),  # the account: empty
-    "limit": (HOUR, True),  # the account: no more today
-    "busy": (RETRY_AFTER, True),  # the account: slow down
-    "down": (RETRY_AFTER, True),  # nothing was sent
-}
-
-
-def wake():
-    """Send in the background; while the app ends, a message waits for its next start."""
-    with suppress(RuntimeError):
+    with suppress(RuntimeError):  # the application ends: it is sent after the next start
         SENDER.submit(attempt, send_new)
+    return {"result": True}
 
 
 def send_new():
     """Send all that is due, in rounds. Out: how many the operator accepted.
 
-    One sender at a time, whatever process it is in: who doesn't get the lock leaves, and its
-    holder looks again after letting it go.
+    One sender at a time, whatever process it is in: who doesn't get the lock leaves, and
+    its holder looks again after letting it go. Until one is accepted, they go one by one.
     """
-    settings, accepted = crest.get_setting_data(), 0
-    while settings and not STOP.is_set() and Queue.ready():
-        try:
+    accepted = 0
+    with suppress(BlockingIOError):  # there is a sender
+        while not STOP.is_set() and not Queue.resting() and Queue.due("new", "sending"):
             with locked("send", wait=False), ThreadPoolExecutor(8) as pool:
-                accepted += send_round(settings, pool)
-        except BlockingIOError:
-            break
+                for message in Queue.read("sending", Queue.due("sending")):
+                    settle(message, "in doubt", "killed")  # as we alone send
+                waiting, outcomes = iter(Queue.due("new")), []
+                for message_id in waiting:
+                    outcomes.append(send(message_id))
+                    if "sent" in outcomes:
+                        break
+                outcomes += pool.map(send, waiting)
+            accepted += outcomes.count("sent")
     return accepted
 
 
-def send_round(settings, pool):
-    """Settle what was left; send one by one until one is accepted, then 8 at a time."""
-    for message in Queue.read("sending", Queue.due("sending")):
-        if message["sent"]:  # its outcome is recorded; only the move is missing
-            Queue.finish(message)
-        else:  # we alone send, so whoever left it here was killed
-            settle(message, "in doubt", "killed")
-    waiting, accepted = iter(Queue.due("new")), 0
-    for message_id in waiting:
-        if send(message_id, settings) == "sent":
-            accepted = 1
-            break
-    return accepted + list(pool.map(send, waiting, repeat(settings))).count("sent")
-
-
-def send(message_id, settings):
+def send(message_id):
     """Hand one message to the operator. Out: "sent", or what is in the way."""
     message = None if STOP.is_set() or Queue.resting() else Queue.take(message_id)
     if not message:
         return ""
+    outcome, note = "failed", "too old, no number, or no text"
     old = time.time() - message["received"] > GIVE_UP_UNSENT * HOUR
-    if old or not re.search(r"\d", message["to"]) or not message["text"].strip():
-        outcome, note = "failed", "too old, no number, or no text"
-    else:
-        keys = operator_settings(settings)
-        outcome, note = operate("in doubt", OPERATOR.send, keys, message)
+    if not old and re.search(r"\d", message["to"]) and message["text"].strip():
+        outcome, note = operate(OUTCOMES, OPERATOR.send, operator_settings(), message)
+    if outcome not in ("sent", "failed", "later"):
+        Queue.rest(OUTCOMES[outcome], outcome)
     settle(message, outcome, note)
-    pause, ends = OUTCOMES[outcome]
-    if ends:
-        Queue.rest(pause, outcome)
     return outcome
 
 
 def settle(message, outcome, note):
-    """Move it on from sending/. In: an outcome; the operator's id, or a note for the log."""
-    crest.set_log("send", message_id=message["message_id"], outcome=outcome, note=str(note))
+    """From sending/ to where it belongs. In: an outcome; the operator's id, or a note."""
+    if message["operator_id"] or message["status"]:  # recorded; only the move is missing
+        folder = "failed" if message["status"] == "failed" else "sent"
+        return Queue.record(message, "sending", folder)
+    message_id, doubt = message["message_id"], outcome == "in doubt"
+    crest.set_log("send", message_id=message_id, outcome=outcome, note=str(note))
     done = {**message, "to": "", "text": "", "sent": time.time()}  # keep little
-    doubt = outcome == "in doubt"
     if outcome == "sent":  # without an id nobody can ask what became of it
-        status = "" if note else "sent"
-        Queue.finish({**done, "operator_id": str(note or ""), "status": status})
+        done.update(operator_id=str(note or ""), status="" if note else "sent")
+        Queue.record(done, "sending", "sent")
     elif outcome == "failed" or (doubt and message["in_doubt"]):
-        Queue.finish({**done, "status": "failed"})
+        Queue.record({**done, "status": "failed"}, "sending", "failed")
     else:
         message["in_doubt"] = doubt or message["in_doubt"]
-        Queue.back(message, due_again(message, OUTCOMES[outcome][0]))
+        Queue.move_back(message, max(OUTCOMES[outcome], time.time() - message["received"]))
 
 
-def due_again(message, pause):
-    """When: after as long as it has waited so far, so pauses double; at most an hour."""
-    waited = time.time() - message["received"]
-    return time.time() + min(max(pause, waited), HOUR)
-
-
-# ---- statuses.php: one pass over the queue -----------------------------------------------
+# ---- statuses.php: one pass over the queue ---------------------------------------------
 @app.get("/statuses")
 def statuses():
-    """One pass, for cron: curl 'https://mydomain.ru/sms/statuses?key=SECRET'. Out: its totals."""
+    """One pass, for cron: curl https://mydomain.ru/sms/statuses?key=SECRET"""
     check_key()
     return one_pass()
 
@@ -331,97 +293,92 @@ def one_pass():
     Differs from PHP: 100 messages at a time, only final statuses, one pass at a time.
     Replace me: with several portals, one pass for each.
     """
-    settings = crest.get_setting_data()
     totals = {**dict.fromkeys((*FINAL, "waiting"), 0), "errors": {}}
-    if not settings:
+    if not crest.get_setting_data():
         return {**totals, "errors": {"portal": "not installed: " + PRESS_SAVE}}
     try:
         with locked("statuses", wait=False):
             Queue.sweep()
-            ask_and_tell("failed", settings, totals)
-            ask_and_tell("sent", settings, totals)
+            if ask_and_tell("failed", totals):
+                ask_and_tell("sent", totals)
     except BlockingIOError:
         return {**totals, "note": "another pass is running"}
     totals["sent"] += send_new()
     if Queue.resting():
         totals["errors"]["operator"] = Queue.resting()
     news, totals["waiting"] = any(totals.values()), Queue.waiting()
-    if news or not totals["waiting"]:  # else the page still says what they are waiting for
+    if news or not totals["waiting"]:  # else the page still says what they wait for
         crest.set_log("statuses", **totals)
         crest.update_setting_data(last_pass={"time": int(time.time()), **totals})
     return totals
 
 
-def ask_and_tell(folder, settings, totals):
-    """What is due, 100 at a time, until Bitrix24 takes no more: that need not be asked."""
+def ask_and_tell(folder, totals):
+    """What is due, 100 at a time, until Bitrix24 takes no more: the rest waits."""
     ids = Queue.due(folder)
     for start in range(0, len(ids), 100):
         batch = list(Queue.read(folder, ids[start:start + 100]))
-        unknown = [message for message in batch if not message["status"]]
+        unknown = [one for one in batch if not one["status"]]
         if unknown and "operator" not in totals["errors"]:
-            ask(unknown, settings, totals)
-        final = [message for message in batch if message["status"]]
-        if not tell(folder, final, totals):
-            break
+            ask(unknown, totals)
+        final = [one for one in batch if one["status"]]
+        if not (tell(folder, final[:50], totals) and tell(folder, final[50:], totals)):
+            return False
+    return True
 
 
-def ask(batch, settings, totals):
+def ask(batch, totals):
     """Ask the operator what became of them, in one request; too old is "undelivered"."""
     ids = sorted({message["operator_id"] for message in batch})
-    trouble, found = operate("down", OPERATOR.statuses, operator_settings(settings), ids)
+    trouble, found = operate(TROUBLES, OPERATOR.statuses, operator_settings(), ids)
     if trouble:
         totals["errors"]["operator"] = trouble
     for message in batch:
         age = time.time() - message["sent"]
         status = mapping(found).get(message["operator_id"])
-        if status in FINAL:
-            message["status"] = status
-        elif age > GIVE_UP_WAITING * HOUR:
-            message["status"] = "undelivered"
+        if status in FINAL or age > GIVE_UP_WAITING * HOUR:
+            message["status"] = status if status in FINAL else "undelivered"
         else:  # the older a message, the less often it is asked about
-            due = time.time() + min(age / 10, HOUR)
-            Queue.postpone("sent", message["message_id"], due)
+            Queue.postpone("sent", message, age / 10)
 
 
 def tell(folder, batch, totals):
-    """Tell Bitrix24; what it took, or never will, leaves the queue. Out: does it take more?
+    """Tell Bitrix24; what it took, or never will, leaves the queue. Out: does it go on?
 
-    50 in a request. ("messageservice.message.status.update", "batch")
+    In: 50 at most. ("messageservice.message.status.update", "batch")
     """
-    method = "messageservice.message.status.update"
-    answer = crest.call_batch({one["message_id"]: (method, {
+    answer = crest.call_batch({one["message_id"]: ("messageservice.message.status.update", {
         "CODE": SENDER_CODE, "MESSAGE_ID": one["message_id"], "STATUS": one["status"]})
         for one in batch})
     for message in batch:
         message_id, status = message["message_id"], message["status"]
-        refused = mapping(answer, "result_error", message_id).get("error")
-        error = refused or answer.get("error", "no_result")
+        refused = mapping(answer["result_error"], message_id).get("error")
+        error = refused or answer["error"] or "no_result"
         if message_id in answer["result"]:
             crest.set_log("told", message_id=message_id, status=status)
             totals[status] += 1
-            Queue.remove(message_id)
+            Queue.remove(message)
         elif error in CRest.NEVER_HEALS or time.time() - message["received"] > KEEP:
             crest.set_log("dropped", message_id=message_id, status=status, error=error)
-            Queue.remove(message_id)
+            Queue.remove(message)
         else:  # the status is kept: the operator is not asked again
-            help = f": {PRESS_SAVE}" if error in CRest.SAVE_HEALS else ""
-            totals["errors"]["portal"] = error + help
-            Queue.record(folder, message)
-            Queue.postpone(folder, message_id, due_again(message, RETRY_AFTER))
-    return "error" not in answer
+            heals = error in CRest.SAVE_HEALS
+            totals["errors"]["portal"] = f"{error}: {PRESS_SAVE}" if heals else error
+            Queue.record(message, folder, folder)
+            Queue.postpone(folder, message, max(RETRY_AFTER, time.time() - message["received"]))
+    return not answer["error"]
 
 
-# ---- checkserver.php ---------------------------------------------------------------------
+# ---- checkserver.php -------------------------------------------------------------------
 @app.get("/checkserver")
 def checkserver():
-    """Can this server run the application? Out: {"result": []}, or what to mend, in words."""
+    """Can this server run the application? Out: {"result": []}, or words."""
     if crest.get_setting_data():
         check_key()
     return {"result": crest.check_server()}
 
 
-# ---- Requests and answers: form, page, refusals, the secret, our address -----------------
-SAFE = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+# ---- Requests and answers: form, page, refusals, the secret, our address ---------------
 LOOPBACK = re.compile(r"http://(localhost|127(\.\d{1,3}){3})(:\d+)?(/|$)")
 SECURE = re.compile(r"https://\w|" + LOOPBACK.pattern)
 
@@ -429,20 +386,19 @@ SECURE = re.compile(r"https://\w|" + LOOPBACK.pattern)
 def form():
     """The request's query and form as {name: text}; brackets stay: auth[domain].
 
-    Differs from PHP: UTF-8 is decoded here; bottle's request.forms.get() returns mojibake.
+    Differs from PHP: UTF-8 is decoded here; bottle's forms.get() returns mojibake.
     """
-    length, body = request.environ.get("CONTENT_LENGTH") or "0", b""
-    small = re.fullmatch("[0-9]{1,6}", length) and int(length) <= MAX_BODY
+    length = request.environ.get("CONTENT_LENGTH") or "0"
+    small = re.fullmatch("[0-9]{1,6}", length) and int(length) <= 102400
     require(small and not request.chunked, 413, "TOO_LARGE: 100 KB, with a Content-Length")
-    with suppress(OSError):  # silent for 30 seconds
-        body = request.body.read()
+    body = request.body.read()
     require(len(body) == int(length), 400, "INCOMPLETE: shorter than its Content-Length")
     text = body.decode(errors="replace")  # a message with a broken letter is taken, too
     return dict(parse_qsl(f"{request.query_string}&{text}", keep_blank_values=True))
 
 
 def page(name, fields, **state):
-    """The frame's own tokens go back in this very page, which only its portal may frame."""
+    """The frame's own tokens go back in this page, which only its portal may frame."""
     scheme = "http" if fields.get("PROTOCOL") == "0" else "https"
     host = re.fullmatch(r"[\w.-]+(:\d+)?", fields.get("DOMAIN", ""), re.ASCII)
     portal = f"{scheme}://{host[0]}" if host else "'none'"
@@ -454,17 +410,14 @@ def page(name, fields, **state):
 
 @app.hook("after_request")
 def safe_headers():
-    response.headers.update(SAFE)
+    response.headers.update({"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
 
 
 def error_in_json(error):
     """What bottle refuses, and what breaks: no path, no traceback."""
-    body = {"error": f"HTTP_{error.status_code}", "error_description": error.status}
-    return HTTPResponse(json.dumps(body), error.status_code,
-                        {"Content-Type": "application/json", **SAFE})
-
-
-app.default_error_handler = error_in_json
+    safe_headers()
+    response.content_type = "application/json"
+    return json.dumps({"error": f"HTTP_{error.status_code}", "error_description": error.status})
 
 
 def require(condition, status, error):
@@ -475,12 +428,12 @@ def require(condition, status, error):
 
 
 def check_key():
-    """The secret in our own URLs. Out: the request's fields, the settings. 403, 503."""
-    fields, settings = form(), crest.get_setting_data()
-    require("handler_key" in settings, 503, "NOT_INSTALLED: " + PRESS_SAVE)
-    right = compare_digest(settings["handler_key"].encode(), fields.get("key", "").encode())
-    require(right, 403, "WRONG_KEY: use the address that Save registered, with ?key=SECRET")
-    return fields, settings
+    """The secret in our own URLs. Out: the request's fields. Errors: 403, 503."""
+    fields, known = form(), crest.get_setting_data().get("handler_key")
+    require(known, 503, "NOT_INSTALLED: " + PRESS_SAVE)
+    right = compare_digest(known.encode(), fields.get("key", "").encode())
+    require(right, 403, "WRONG_KEY: use the address of the last Save, with ?key=SECRET")
+    return fields
 
 
 def public_url():
@@ -492,7 +445,8 @@ def public_url():
     return url
 
 
-# ---- crest.php: the network, class CRest -------------------------------------------------
+# ---- crest.php: the network, class CRest -----------------------------------------------
+APP_INFO = OAUTH_URL + "/rest/app.info"  # whose token is it, and where is its portal?
 # Nobody there, no such host, no answer to the call; a certificate that can't be trusted
 NOT_CONNECTED = (urllib3.exceptions.NewConnectionError, ssl.SSLCertVerificationError,
                  urllib3.exceptions.ConnectTimeoutError)
@@ -510,6 +464,9 @@ def post(url, method="POST", **what):
         return 0, "not https"
     try:
         got = requests.request(method, url, timeout=TIMEOUT, allow_redirects=False, **what)
+        return got.status_code, got.json()
+    except (requests.JSONDecodeError, RecursionError):
+        return got.status_code, got.text
     except requests.ConnectionError as error:
         cause = error  # requests wraps urllib3's, which wraps Python's
         while cause and not isinstance(cause, NOT_CONNECTED):
@@ -517,14 +474,10 @@ def post(url, method="POST", **what):
         if not cause:
             raise
         return 0, "not connected"
-    try:
-        return got.status_code, got.json()
-    except (ValueError, RecursionError):
-        return got.status_code, got.text
 
 
 def mapping(answer, *names):
-    """answer[name][name] as a dict, or {}; PHP writes {} as [], and {"0": ...} as a list."""
+    """answer[name][name] as a dict, or {}; PHP makes {} a list, and {"0": ...}, too."""
     for name in names:
         answer = mapping(answer).get(name)
     if isinstance(answer, list):
@@ -538,78 +491,78 @@ class CRest:
     Differs from PHP: tokens are proven before they are saved, and changed under a lock.
     """
 
-    FRAME = {"access_token": "AUTH_ID", "refresh_token": "REFRESH_ID",
-             "application_token": "APPLICATION_TOKEN"}  # ours and an event's: a frame's
     NEVER_HEALS = ("ERROR_MESSAGE_NOT_FOUND", "ERROR_MESSAGE_STATUS_INCORRECT")
     SAVE_HEALS = ("expired_token", "invalid_token", "NO_AUTH_FOUND", "invalid_grant",
                   "wrong_client", "invalid_client", "ACCESS_DENIED", "user_access_error",
                   "no_install_app")
 
     def get_setting_data(self):
-        """Replace me: read the settings from your store. Out: {} before the installation."""
+        """Replace me: read them from your store. Out: {} before the installation."""
         with suppress(FileNotFoundError, NotADirectoryError):
             return json.loads((DATA_DIR / "settings.json").read_bytes())
         return {}
 
     def set_setting_data(self, settings):
         """Replace me: write them to your store. In: {} when the app is uninstalled."""
-        write(f"{DATA_DIR}/settings.json", settings)
+        write(DATA_DIR / "settings.json", settings)
 
     def update_setting_data(self, **news):
-        """Change these, under the lock; none if the app was uninstalled meanwhile."""
+        """Change these, under the lock. Out: all; {}: uninstalled meanwhile."""
         with locked("settings"):
             settings = self.get_setting_data()
             if settings:
-                self.set_setting_data({**settings, **news})
+                settings.update(news)
+                self.set_setting_data(settings)
+        return settings
 
     def check_token(self, fields):
         """Believe the OAuth server about a token, the portal about its administrator.
 
         In: a frame's or an event's fields, all of which can be forged. Out: what to save.
-        Errors: 403 not ours, another portal, no administrator; 503. ("app.info", "profile")
+        Errors: 403 not ours, another portal, no administrator; 503. ("app.info")
         """
         require(not MISSING, 503, f"NO_CLIENT_ID: set {' and '.join(MISSING)}, restart")
-        found = {name: fields.get(f"auth[{name}]" if "event" in fields else field, "")
-                 for name, field in self.FRAME.items()}
-        status, answer = self.app_info(found)
+        names = {"access_token": "AUTH_ID", "refresh_token": "REFRESH_ID",
+                 "application_token": "APPLICATION_TOKEN"}  # an event's: a frame's
+        found = {event: fields.get(frame, fields.get(f"auth[{event}]", ""))
+                 for event, frame in names.items()}
+        status, answer = self.ask(APP_INFO, data={"auth": found["access_token"]})
         answered = "result" in answer or status in (400, 401, 403)
-        require(answered, 503, "OAUTH_SERVER: the OAuth server did not answer; try again")
+        require(answered, 503, "OAUTH_SERVER: it did not answer; try again")
         ours = mapping(answer, "result").get("client_id") == CLIENT_ID
-        require(ours, 403, "WRONG_TOKEN: not a token of this application; reload the page")
+        require(ours, 403, "WRONG_TOKEN: not this application's token; reload the page")
         portal = mapping(answer, "result", "install")
         found.update({name: portal.get(name) for name in ("member_id", "client_endpoint")})
         known = self.get_setting_data().get("member_id", found["member_id"])
-        require(known == found["member_id"], 403,
-                "OTHER_PORTAL: to move to another portal, delete settings.json")
+        moved = "OTHER_PORTAL: to move to another portal, delete settings.json"
+        require(known == found["member_id"], 403, moved)
         answer = self.call_curl(found, "profile", {})
         code = "ACCESS_DENIED" if answer.get("error") == "ACCESS_DENIED" else "PORTAL"
         profile = mapping(answer, "result")
-        require(profile, 503, f"{code}: Bitrix24 does not let the application in; try again")
+        require(profile, 503, f"{code}: Bitrix24 does not let the app in; try again")
         require(profile.get("ADMIN") is True, 403, "NOT_ADMIN: only administrators may")
         return found
 
-    def app_info(self, settings):
-        """Whose is this token, and where is its portal now? ("app.info")"""
-        return self.ask(OAUTH_URL + "/rest/app.info", data={"auth": settings["access_token"]})
-
     def install_app(self, found, **typed):
-        """Save what is proven and typed; what is not given stays, with the handler_key."""
+        """Save what is proven and typed; the rest stays, such as the handler_key."""
         with locked("settings"):
-            saved = self.get_setting_data()
-            operators = saved.get("operators", {})
+            settings = {"handler_key": token_urlsafe(24), **self.get_setting_data()}
+            settings.update({name: value for name, value in found.items() if value})
+            operators = settings.setdefault("operators", {})
             operators[SMS_OPERATOR] = {**operators.get(SMS_OPERATOR, {}), **typed}
-            proven = {name: value for name, value in found.items() if value}
-            settings = {"handler_key": token_urlsafe(24), **saved, **proven,
-                        "operators": operators}
             self.set_setting_data(settings)
         return settings
 
     def call(self, method, params):
-        """One REST method with the saved tokens. Out: {"result": ...} or {"error": "CODE"}"""
+        """A REST method with the saved tokens. Out: {"result": ...} or {"error": "CODE"}"""
         settings = self.get_setting_data()
         answer = self.call_curl(settings, method, params)
-        if answer.get("error") == "HTTP_302":  # the portal was renamed
-            answer = self.call_curl(self.get_new_endpoint(settings), method, params)
+        if answer.get("error") == "HTTP_302":  # renamed; its "Location" may lie
+            _, answer = self.ask(APP_INFO, data={"auth": settings["access_token"]})
+            endpoint = mapping(answer, "result", "install").get("client_endpoint")
+            if endpoint:
+                settings = self.update_setting_data(client_endpoint=endpoint)
+                answer = self.call_curl(settings, method, params)
         if answer.get("error") == "expired_token":  # never before, or we may get blocked
             answer = self.call_curl(self.get_new_auth(settings), method, params)
         return answer
@@ -631,15 +584,16 @@ class CRest:
             status, answer = post(url, **what)
         except (requests.RequestException, ValueError):
             return 0, {"error": "no_answer"}
+        known = mapping(answer)
         if status == 200 and isinstance(answer, dict) and "error" not in answer:
             return status, answer
-        return status, {"error": str(mapping(answer).get("error", f"HTTP_{status}"))}
+        return status, {**known, "error": str(known.get("error", f"HTTP_{status}"))}
 
     def get_new_auth(self, expired):
-        """Out: settings with a new token, whoever got it, or {"error": "CODE"} ("OAuth 2.0")"""
+        """Out: settings with a new token, or {"error": "CODE"}. ("OAuth 2.0")"""
         with locked("settings"):
             settings = self.get_setting_data()
-            if settings.get("access_token") != expired["access_token"]:  # somebody was faster
+            if settings.get("access_token") != expired["access_token"]:  # it is new already
                 return settings
             self.set_setting_data(settings)  # a full disk raises before the old are spent
             _, answer = self.ask(OAUTH_URL + "/oauth/token/", data={
@@ -652,28 +606,12 @@ class CRest:
             self.set_setting_data(settings)
         return settings
 
-    def get_new_endpoint(self, settings):
-        """Out: settings with the address that the OAuth server knows: "Location" may lie."""
-        _, answer = self.app_info(settings)
-        endpoint = mapping(answer, "result", "install").get("client_endpoint")
-        if not endpoint:
-            return {"error": answer.get("error", "oauth_server")}
-        self.update_setting_data(client_endpoint=endpoint)
-        return {**settings, "client_endpoint": endpoint}
-
     def call_batch(self, commands, halt=0):
-        """In: {name: (method, params)}, 50 a request. Out: result, result_error, error."""
-        whole, names = {"result": {}, "result_error": {}}, list(commands)
-        for start in range(0, len(names), 50):
-            some = {name: commands[name] for name in names[start:start + 50]}
-            cmd = {name: f"{method}?{urlencode(params)}"
-                   for name, (method, params) in some.items()}
-            answer = self.call("batch", {"halt": halt, "cmd": cmd})
-            for kind in ("result", "result_error"):
-                whole[kind].update(mapping(answer, "result", kind))
-            if "error" in answer:
-                return {**whole, "error": answer["error"]}
-        return whole
+        """In: {name: (method, params)}, 50 at most. Out: result, result_error, error."""
+        cmd = {key: f"{what}?{urlencode(params)}" for key, (what, params) in commands.items()}
+        answer = self.call("batch", {"halt": halt, "cmd": cmd}) if cmd else {}
+        found = {kind: mapping(answer, "result", kind) for kind in ("result", "result_error")}
+        return {**found, "error": answer.get("error", "")}
 
     def set_log(self, kind, **data):
         """Replace me. In: names, ids and codes; never a text, a token, a full number."""
@@ -681,15 +619,14 @@ class CRest:
 
     def check_server(self):
         """What to mend before the app can run here, in words: no paths, no versions."""
-        mend = [f"Set {name}, from the application's card in Bitrix24." for name in MISSING]
+        mend = [f"Set {name}: see the application's card in Bitrix24." for name in MISSING]
         urls = {"PUBLIC_URL": PUBLIC_URL, "OAUTH_URL": OAUTH_URL, "SMSRU_URL": SMSRU_URL}
-        mend += [f"{name} must begin with https://" for name, url in urls.items()
-                 if url and not SECURE.match(url)]
-        path = Path(f"{DATA_DIR}/check-{token_hex(8)}")
+        plain = [name for name, url in urls.items() if url and not SECURE.match(url)]
+        mend += [f"{name} must begin with https://" for name in plain]
         try:
             self.get_setting_data()
-            write(path, mend)
-            path.unlink()
+            write(DATA_DIR / "check", mend)
+            os.unlink(DATA_DIR / "check")
         except OSError as error:
             mend.append(f"Let this user write to DATA_DIR: {error.strerror}.")
         except ValueError:
@@ -697,64 +634,36 @@ class CRest:
         return mend
 
 
-crest = CRest()  # Replace me: your subclass
-
-
-# ---- data/: whole files, locks, the log, the queue ---------------------------------------
-QUEUE = DATA_DIR / "queue"
-FOLDERS = ("new", "sending", "sent", "failed")  # how far a message is; the later one counts
+# ---- data/: whole files, locks, the queue ----------------------------------------------
+QUEUE, SEND_LOCK = DATA_DIR / "queue", DATA_DIR / "send.lock"
+FOLDERS = ("new", "sending", "sent", "failed")  # how far it is; the later one counts
 os.umask(0o077)  # files 0600, folders 0700
 for folder in (DATA_DIR, LOGS_DIR, QUEUE, *[QUEUE / name for name in FOLDERS]):
     with suppress(OSError):  # checkserver tells; a volume that is not ours keeps its mode
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)  # it may come from git, readable by all
 
-LOG = logging.getLogger("app")  # one JSON object a line; rotation is logrotate's
-LOG.setLevel(logging.INFO)
-LOG.propagate = logging.raiseExceptions = False  # a full disk must not refuse a message
-if not BLOCK_LOG:
-    LOG.addHandler(logging.StreamHandler())
-    with suppress(OSError):
-        LOG.addHandler(logging.FileHandler(LOGS_DIR / "app.log"))
 
+def write(path, data, put=os.replace):
+    """Written aside, flushed, put in place: after a crash it is whole, or not there.
 
-def attempt(work, *args):
-    """Where nobody waits for an answer: a mistake goes to the log. Out: None then.
-
-    Its type and its lines: an exception's words may hold a secret, such as an address.
+    In: put: os.link raises FileExistsError instead of replacing.
     """
-    try:
-        return work(*args)
-    except Exception as error:
-        lines = traceback.extract_tb(error.__traceback__)
-        where = [f"{os.path.basename(line.filename)}:{line.lineno}" for line in lines]
-        crest.set_log("mistake", error=type(error).__name__, where=where)
-
-
-def as_json(data):
-    return json.dumps(data, ensure_ascii=False).encode(errors="replace")
-
-
-def write(path, data, due=None, put=os.replace):
-    """Written aside, flushed, put in place, folder flushed: after a crash whole, or not there.
-
-    In: due, the file's mtime; put: os.link raises FileExistsError instead of replacing.
-    """
-    aside = f"{DATA_DIR}/{token_hex(8)}.tmp"
+    aside = DATA_DIR / f"{token_hex(8)}.tmp"
     try:
         with open(aside, "xb") as file:
-            file.write(as_json(data))
+            file.write(json.dumps(data).encode())
             file.flush()  # a full disk raises here
             os.fsync(file.fileno())
-        os.utime(aside, due and (due, due))
-        put(aside, path)
+        put_flushed(aside, path, put)
     finally:
-        Path(aside).unlink(missing_ok=True)
-    flush_folder(os.path.dirname(path))
+        aside.unlink(missing_ok=True)
 
 
-def flush_folder(path):
-    folder = os.open(path, os.O_RDONLY)
+def put_flushed(source, path, put=os.rename):
+    """The folder is flushed, too: only then a name outlives a power cut."""
+    put(source, path)
+    folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
 
@@ -763,7 +672,7 @@ def flush_folder(path):
 def locked(name, wait=True):
     """Replace me: a lock between threads and processes that dies with its owner.
 
-    In: "settings", "send" or "statuses". Errors: BlockingIOError, taken, and wait is False.
+    In: "settings", "send", "statuses". Errors: BlockingIOError, if it is not to wait.
     """
     with open(f"{DATA_DIR}/{name}.lock", "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -771,93 +680,83 @@ def locked(name, wait=True):
 
 
 class Queue:
-    """Replace me: the waiting messages, a JSON file each, in the folder that says how far.
+    """Replace me: what waits, a JSON file each, in the folder that says how far it is.
 
-    After a crash a message may lie in two: the later folder counts, and whoever works on the
-    earlier one, the sender or the pass, removes it there. A file's mtime says when it is due,
-    and nothing else. Plain functions, as there is one queue.
+    After a crash a message may lie in two: the later folder counts, and whoever works on
+    the earlier one, the sender or the pass, removes it there. A file's mtime says when it
+    is due, and nothing else. Plain functions, as there is one queue.
     """
 
-    def path(folder, message_id):
-        return f"{QUEUE}/{folder}/{message_id}.json"
+    def path(folder, message):
+        return QUEUE / folder / f"{message['message_id']}.json"
 
     def put(message):
-        """Into new/, on disk when this returns; what waits there already stays as it is."""
+        """Into new/, on disk when this returns; what waits there stays as it is."""
         with suppress(FileExistsError):
-            write(Queue.path("new", message["message_id"]), message, put=os.link)
+            write(Queue.path("new", message), message, os.link)
 
-    def due(folder):
-        """The ids of what is due now, the longest waiting first."""
+    def due(*folders):
+        """The ids of what is due now in these folders, the longest waiting first."""
         found, now = [], time.time()
-        for file in os.scandir(QUEUE / folder):
+        for file in [file for folder in folders for file in os.scandir(QUEUE / folder)]:
             with suppress(FileNotFoundError):  # it is just leaving
                 found.append((file.stat().st_mtime, file.name))
-        return [name[:-5] for due, name in sorted(found)
-                if due <= now and name.endswith(".json")]
-
-    def ready():
-        """Is there anything to send now, or to settle?"""
-        return not Queue.resting() and (Queue.due("new") or Queue.due("sending"))
+        return [name[:-5] for due, name in sorted(found) if due <= now and name.endswith(".json")]
 
     def read(folder, ids):
         """Yield the messages that are still there; what can't be read is set aside."""
         later = FOLDERS[FOLDERS.index(folder) + 1:]
         for message_id in ids:
-            path = Queue.path(folder, message_id)
+            path = Queue.path(folder, {"message_id": message_id})
             try:
-                if any(os.path.exists(Queue.path(one, message_id)) for one in later):
-                    os.unlink(path)
+                if any((QUEUE / one / path.name).exists() for one in later):
+                    path.unlink()
                 else:
-                    yield {**json.loads(Path(path).read_bytes())}
+                    yield dict(json.loads(path.read_bytes()))
             except FileNotFoundError:
-                continue
-            except (ValueError, TypeError, PermissionError):
+                pass
+            except (ValueError, TypeError, RecursionError, PermissionError):
                 crest.set_log("unreadable", message_id=message_id)
-                os.utime(path)
-                os.rename(path, f"{QUEUE}/{message_id}.unreadable")
+                aside = path.rename(QUEUE / f"{message_id}.unreadable")
+                with suppress(PermissionError):
+                    aside.touch()  # kept for 14 days from now on
 
     def take(message_id):
-        """From new/ to sending/. Out: the message; None: it is gone, or farther already."""
-        for message in Queue.read("new", [message_id]):
-            os.rename(Queue.path("new", message_id), Queue.path("sending", message_id))
-            flush_folder(QUEUE / "sending")  # before the operator may have it
+        """From new/ to sending/. Out: the message, or None if it is elsewhere."""
+        for message in Queue.read("new", [message_id]):  # the operator comes after that
+            put_flushed(Queue.path("new", message), Queue.path("sending", message))
             return message
 
-    def back(message, due):
-        """From sending/ to new/: it may hold news, so written there first, removed here."""
-        there = Queue.path("new", message["message_id"])
-        write(there, message, due)
-        try:
-            os.unlink(Queue.path("sending", message["message_id"]))
-        except FileNotFoundError:  # clear() took it meanwhile
-            os.unlink(there)
+    def move_back(message, pause):
+        """From sending/ to new/: with news in it, so written there, then removed here."""
+        if Queue.path("sending", message).exists():  # else clear() took it meanwhile
+            write(Queue.path("new", message), message)
+            Queue.postpone("new", message, pause)
+            Queue.path("sending", message).unlink()
 
-    def finish(message):
-        """From sending/ to sent/ or failed/: recorded in place, then moved."""
-        folder = "failed" if message["status"] == "failed" else "sent"
-        with suppress(FileNotFoundError):  # clear() took it meanwhile
-            Queue.record("sending", message)
-            os.rename(Queue.path("sending", message["message_id"]),
-                      Queue.path(folder, message["message_id"]))
-
-    def record(folder, message):
-        """Over what is there, in one write: making another file is what costs most."""
-        with open(Queue.path(folder, message["message_id"]), "r+b", buffering=0) as file:
+    def record(message, folder, later):
+        """Over what is there, then moved on: another file would cost most of the time."""
+        path = Queue.path(folder, message)
+        with suppress(FileNotFoundError), open(path, "r+b") as file:
             size = os.fstat(file.fileno()).st_size
-            file.write(as_json(message).ljust(size))  # spaces where the text was
+            file.write(json.dumps(message).encode().ljust(size))  # spaces for the text
+            file.flush()
             os.fsync(file.fileno())
+            os.rename(path, Queue.path(later, message))
 
-    def postpone(folder, message_id, due):
+    def postpone(folder, message, pause):
+        """Due again in so many seconds, an hour at most."""
+        due = time.time() + min(pause, HOUR)
         with suppress(FileNotFoundError):
-            os.utime(Queue.path(folder, message_id), (due, due))
+            os.utime(Queue.path(folder, message), (due, due))
 
-    def remove(message_id):
-        """From all folders, new/ first: what comes there after that is a genuine resend."""
+    def remove(message):
+        """From all folders, new/ first: what comes after that is a genuine resend."""
         for folder in FOLDERS:
-            Path(Queue.path(folder, message_id)).unlink(missing_ok=True)
+            Queue.path(folder, message).unlink(missing_ok=True)
 
     def waiting():
-        return sum(len(os.listdir(QUEUE / folder)) for folder in FOLDERS)
+        return len(list(QUEUE.glob("*/*.json")))
 
     def clear():
         for path in QUEUE.glob("*/*.json"):
@@ -865,39 +764,56 @@ class Queue:
 
     def sweep():
         """What a killed process left half written, and what was set aside long ago."""
-        for path in (*DATA_DIR.glob("*.tmp"), *QUEUE.glob("*.unreadable")):
-            with suppress(FileNotFoundError):
-                age = time.time() - path.stat().st_mtime
-                if age > (HOUR if path.suffix == ".tmp" else KEEP):
-                    path.unlink()
+        for pattern, age in (("*.tmp", HOUR), ("queue/*.unreadable", KEEP)):
+            for path in DATA_DIR.glob(pattern):
+                with suppress(OSError):
+                    if time.time() - path.stat().st_mtime > age:
+                        path.unlink()
 
     def rest(seconds, outcome=""):
-        """Send nothing for so long: the lock's own mtime says until when, its text why."""
+        """Send nothing for so long: the lock's mtime says until when, its text why."""
         until = time.time() + seconds
-        (DATA_DIR / "send.lock").write_text(outcome)
-        os.utime(DATA_DIR / "send.lock", (until, until))
+        SEND_LOCK.write_text(outcome)
+        os.utime(SEND_LOCK, (until, until))
+
+    def hurry():
+        """All that waits is due, and sending rests no more."""
+        for message_id in [path.stem for path in (QUEUE / "new").iterdir()]:
+            Queue.postpone("new", {"message_id": message_id}, 0)
+        Queue.rest(0)
 
     def resting():
         """Out: why nothing is sent for now, or ""."""
-        with suppress(FileNotFoundError):
-            if os.stat(f"{DATA_DIR}/send.lock").st_mtime > time.time():
-                return (DATA_DIR / "send.lock").read_text()
-        return ""
+        rests = SEND_LOCK.exists() and SEND_LOCK.stat().st_mtime > time.time()
+        return SEND_LOCK.read_text() if rests else ""
 
 
-# ---- Operators: operate, Demo, SmsRu -----------------------------------------------------
+# ---- Operators: operate, Demo, SmsRu ---------------------------------------------------
 HTTP_SAYS = {0: "down", 429: "busy", 503: "down"}  # statuses by which nothing was taken
+SMSRU_TROUBLE = {  # every other code is "failed"
+    100: "", 200: "key", 201: "money", 206: "limit", 220: "down", 500: "down",
+    **dict.fromkeys((300, 301, 302), "key"), **dict.fromkeys((230, 231, 232, 233), "later")}
+SMSRU_STATUSES = {-1: "", 100: "", 101: "", 102: "", 103: "delivered", 110: "delivered",
+                  **dict.fromkeys((104, 105, 106, 107, 108, 150), "undelivered")}
 
 
-def operate(unsure, work, *args):
-    """The one place that calls an operator. Out: one of OUTCOMES, and what came with it.
+def operate(words, work, *args):
+    """The one place that calls an operator. Out: one of the words, and what came with it.
 
-    In: unsure, what an exception or an unknown word means: "in doubt" for send(), because
-    the operator may have the message; else "down".
+    Their last one is what an exception or any other answer means: send() may have sent.
     """
-    outcome, found = attempt(work, *args) or (unsure, "mistake")
-    known = outcome in OUTCOMES and outcome != "in doubt"
-    return (outcome if known else unsure), found
+    with suppress(TypeError, ValueError):  # it raised, or this is no pair
+        word, found = attempt(work, *args)
+        if word in words:
+            return word, found
+    return [*words][-1], "mistake"
+
+
+def operator_settings():
+    """Each of the operator's fields as text; SMS_API_KEY until a key is saved."""
+    empty = {field["name"]: "" for field in OPERATOR.FIELDS}
+    saved = crest.get_setting_data().get("operators", {}).get(SMS_OPERATOR, {})
+    return {**empty, "api_key": SMS_API_KEY, **saved}
 
 
 class Demo:
@@ -912,12 +828,12 @@ class Demo:
                "ru": ("Ключ API", "Подойдёт любой: ничего не отправляется.")},)
 
     def check(settings):
-        """Before a Save. Out: "", or what is in the way ("key": not with these); a note."""
+        """Before a Save. Out: "" or what is in the way ("key": not these); a note."""
         return ("" if settings["api_key"] else "key"), ""
 
     def send(settings, message):
-        """In: as handler() made it. Out: "sent" and the operator's id ("" if it has none),
-        or what is in the way and a note for the log (no number, no text)."""
+        """In: as handler() made it. Out: "sent" and the operator's id ("": it has none), or
+        what is in the way and a note for the log (no number, no text)."""
         end = re.sub(r"\D", "", message["to"])[-2:]
         if end == "02":
             return "failed", "refused"
@@ -933,33 +849,25 @@ class Demo:
 
 
 class SmsRu:
-    """SMS.ru ("API: sending", "API: status"): one number a request, 100 ids a question."""
+    """SMS.ru ("API: sending", "API: status"): a number a request, 100 ids a question."""
 
     FIELDS = ({"name": "api_key", "secret": True,
                "en": ("API key", "api_id, in your SMS.ru account's settings"),
                "ru": ("Ключ API", "api_id из настроек личного кабинета SMS.ru")},)
-    # Its codes; every other one is "failed"
-    OUTCOMES = {100: "", 200: "key", 300: "key", 301: "key", 302: "key", 201: "money",
-                206: "limit", 220: "down", 500: "down",
-                230: "later", 231: "later", 232: "later", 233: "later"}
-    STATUSES = {-1: "", 100: "", 101: "", 102: "", 103: "delivered", 110: "delivered",
-                **dict.fromkeys((104, 105, 106, 107, 108, 150), "undelivered")}
 
     def request(path, settings, **fields):
-        """Out: "" and SMS.ru's JSON, or what is in the way and its code."""
+        """Out: "" and its answer about all or the only message, or trouble and a code."""
         fields = {**fields, "api_id": settings["api_key"], "json": 1}
         status, answer = post(SMSRU_URL + path, data=fields)
         if status in HTTP_SAYS:
             return HTTP_SAYS[status], status
-        return SmsRu.outcome(answer)
-
-    def outcome(answer):
-        """In: a whole answer, or one number's entry. Out: as request()."""
+        if path == "/sms/send":  # one number: its entry, if there is one
+            answer = next(iter(mapping(answer, "sms").values()), answer)
         code = mapping(answer).get("status_code")
         if not isinstance(code, int):  # SMS.ru did not write this
             return "in doubt", "no sense"
-        outcome = SmsRu.OUTCOMES.get(code, "failed")
-        return outcome, code if outcome else answer
+        trouble = SMSRU_TROUBLE.get(code, "failed")
+        return trouble, code if trouble else answer
 
     def check(settings):
         return SmsRu.request("/auth/check", settings)
@@ -969,34 +877,45 @@ class SmsRu:
         to = re.sub(r"^8(?=\d{10}$)", "7", digits)  # 8 925 is +7 925
         trouble, answer = SmsRu.request("/sms/send", settings, to=to, msg=message["text"],
                                         test=SMSRU_TEST or None)
-        if not trouble:  # its only entry, whatever the key
-            trouble, answer = SmsRu.outcome(next(iter(mapping(answer, "sms").values()), {}))
         if message["in_doubt"] and answer in (231, 232):  # had the same text just now
             return "sent", ""
-        return (trouble, answer) if trouble else ("sent", answer.get("sms_id"))
+        return (trouble, answer) if trouble else ("sent", answer["sms_id"])
 
     def statuses(settings, ids):
         trouble, answer = SmsRu.request("/sms/status", settings, sms_id=",".join(ids))
         found = {one: mapping(answer, "sms", one) for one in ids}
-        return trouble, {one: SmsRu.STATUSES.get(entry.get("status_code"), "failed")
+        return trouble, {one: SMSRU_STATUSES.get(entry.get("status_code"), "failed")
                          for one, entry in found.items() if entry.get("status") == "OK"}
 
 
+# ---- Run: the operator, the log, python app.py [statuses | checkserver] ----------------
 OPERATORS = {"demo": Demo, "smsru": SmsRu}
 if SMS_OPERATOR not in OPERATORS:
     sys.exit(f"SMS_OPERATOR is one of {', '.join(OPERATORS)}")
 OPERATOR = OPERATORS[SMS_OPERATOR]
-
-
-def operator_settings(settings):
-    """Each of the operator's fields as text; SMS_API_KEY until a key is saved."""
-    empty = {field["name"]: "" for field in OPERATOR.FIELDS}
-    saved = settings.get("operators", {}).get(SMS_OPERATOR, {})
-    return {**empty, "api_key": SMS_API_KEY, **saved}
-
-
-# ---- Run: python app.py [statuses | checkserver] -----------------------------------------
+crest = CRest()  # Replace me: your subclass
+app.default_error_handler = error_in_json
 SENDER = ThreadPoolExecutor(1)  # its thread starts with the first message
+LOG = logging.getLogger("app")  # one JSON object a line; rotation is logrotate's
+LOG.setLevel(logging.INFO)
+LOG.propagate = logging.raiseExceptions = False  # a full disk must not refuse a message
+if BLOCK_LOG != "1":
+    LOG.addHandler(logging.StreamHandler())
+    with suppress(OSError):
+        LOG.addHandler(logging.FileHandler(LOGS_DIR / "app.log"))
+
+
+def attempt(work, *args):
+    """Where nobody waits for an answer: a mistake goes to the log. Out: None then.
+
+    Its type and where: an exception's own words may hold a secret, such as an address.
+    """
+    try:
+        return work(*args)
+    except Exception as error:  # noqa: BLE001
+        steps = traceback.extract_tb(error.__traceback__)
+        where = [f"{Path(step.filename).name}:{step.lineno}" for step in steps]
+        crest.set_log("mistake", error=type(error).__name__, where=where)
 
 
 class Server(ThreadingMixIn, WSGIServer):
@@ -1020,12 +939,12 @@ def passes():
 
 
 def main(command=""):
-    path = DATA_DIR / "settings.json"
     if command not in ("", "statuses", "checkserver"):
         sys.exit("Usage: python app.py [statuses | checkserver]")
     if command == "statuses":
+        path = DATA_DIR / "settings.json"
         if path.exists() and path.stat().st_uid != os.geteuid():
-            sys.exit("settings.json is another user's: run this as the one who runs the app")
+            sys.exit("settings.json is another user's: run this as the app's user")
         totals = one_pass()
         print(json.dumps(totals))
         sys.exit(bool(totals["errors"]))
@@ -1033,17 +952,21 @@ def main(command=""):
     print("\n".join(mend) or "This server can run the application.")
     if command == "checkserver":
         sys.exit(bool(mend))
+    try:
+        server = make_server(HOST, PORT, app, Server, Connection)
+    except OSError as error:
+        sys.exit(f"Can't listen on {HOST}:{PORT}: {error.strerror}. Set HOST or PORT.")
     note = DEMO if OPERATOR is Demo else ""
     print(f"http://{HOST}:{PORT}/ with the operator {SMS_OPERATOR}{note}", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
-    threading.Thread(target=passes).start()
-    try:
-        app.run(host=HOST, port=PORT, server_class=Server, handler_class=Connection, quiet=True)
-    except OSError as error:
-        sys.exit(f"Can't listen on {HOST}:{PORT}: {error.strerror}. Set HOST or PORT.")
-    finally:
-        STOP.set()
-        SENDER.shutdown(cancel_futures=True)
+    thread = threading.Thread(target=passes)
+    thread.start()
+    with suppress(KeyboardInterrupt):
+        server.serve_forever()
+    STOP.set()
+    server.server_close()
+    SENDER.shutdown(cancel_futures=True)
+    thread.join()
 
 
 if __name__ == "__main__":

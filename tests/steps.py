@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 
 import requests
-from portal import ADMINISTRATOR, GOOD_KEY, install, until
+from pretend import ADMINISTRATOR, GOOD_KEY, install, until
 
 FOLDERS = ("new", "sending", "sent", "failed")  # how far a message is; the later one counts
 PHONE, NUMBER = "+7 (925) 507-06-02", "79255070602"

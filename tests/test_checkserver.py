@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import requests
-from portal import install
+from pretend import install
 
 
 def ask(app, **query):
@@ -16,7 +16,8 @@ def test_a_good_server_has_nothing_to_mend_and_nothing_is_left_behind(world):
     code, output = app.run("checkserver")
     assert code == 0
     assert output.strip()
-    assert [path for path in app.data.rglob("*") if path.is_file()] == []
+    assert [path.name for path in app.data.rglob("*") if path.is_file()] == ["app.log"]
+    assert (app.data / "logs" / "app.log").read_text("utf-8") == ""
 
 
 def test_once_installed_the_page_wants_the_key(world, app):

@@ -1,42 +1,32 @@
-"""crest.php: tokens, renamed and busy portals, batches; proven by passes over real messages."""
+"""crest.php: tokens, renamed and busy portals, batches, a subclass; proven by passes."""
 import json
 import os
-import ssl
-import subprocess
-import threading
+import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qsl
 
 import pytest
 import requests
-from portal import ADMINISTRATOR, GOOD_KEY, Browser, Party, World, install, until
-from test_install import reset
+import steps
+from pretend import ADMINISTRATOR, GOOD_KEY, ROOT, Browser, World, install, until
+from steps import Gate, calls, handler_url, make_due, path_of, reset, settled
 
 PRESS_SAVE = "an administrator must open the application and press Save"
-BATCH, TOKEN = "/rest/batch", "/oauth/token"
+BATCH, TOKEN, INFO = "/rest/batch.json", "/oauth/token/", "/rest/app.info"
 
 
 def settings(world):
     return json.loads((world.app.data / "settings.json").read_text("utf-8"))
 
 
-def asked(party, path):
-    """The fields of the requests to one path, in their order."""
-    return [fields for one, fields in party.requests if one.startswith(path)]
-
-
-def send(world, count=1, message_id=None):
+def accepted(world, count=1, ids=()):
     """Bring messages to the operator, ready to be reported as delivered; returns their ids."""
     world.smsru.delay = 0
-    if message_id is None:
-        sent = world.portal.send_many([(f"+7999{n:07d}", "text") for n in range(count)])
-    else:
-        sent = [world.portal.send_message("+79990000000", "text", message_id=message_id)]
-    assert {status for _, status in sent} == {200}
-    paths = [world.app.data / "queue" / f"{one}.json" for one, _ in sent]
-    until(lambda: all(json.loads(path.read_text("utf-8"))["operator_id"] for path in paths))
-    return [one for one, _ in sent]
+    ids = [steps.send(world, "text", f"+7999{number:07d}", message_id=one)
+           for number, one in enumerate(ids or [None] * count)]
+    settled(world.app, *ids)
+    return ids
 
 
 @pytest.fixture(scope="module")
@@ -48,54 +38,29 @@ def shared():
 
 @pytest.fixture
 def ready(shared):
-    """The app freshly installed, and the address that a pass is asked for at."""
+    """The app freshly installed."""
     assert install(reset(shared)).status_code == 200
-    shared.statuses = shared.portal.senders["fastsms"]["HANDLER"].replace("/handler", "/statuses")
     shared.portal.requests.clear()
+    shared.oauth.requests.clear()
     return shared
 
 
-def make_due(world):
-    """Let the pause of every waiting message be over: a file's mtime is when it is due."""
-    for path in world.app.queue():
-        os.utime(path, (time.time() - 5, time.time() - 5))
-
-
 def one_pass(world):
-    make_due(world)
-    answer = requests.get(world.statuses, timeout=60)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
+    """A pass when every pause is over."""
+    make_due(world.app)
+    return steps.one_pass(world)
 
 
 def delivered(world, ids):
-    return [world.portal.messages[one]["history"] for one in ids] == [["sent", "delivered"]] * len(
-        ids)
+    return all(world.portal.messages[one]["history"] == ["sent", "delivered"] for one in ids)
 
 
-class Held:
-    """Holds one kind of request at a party until it is let go."""
-
-    def __init__(self, party, path):
-        self.path, self.arrived, self.free = path, threading.Event(), threading.Event()
-        party.trouble = self
-
-    def __call__(self, method, path, fields):
-        if path.startswith(self.path):
-            self.arrived.set()
-            self.free.wait(20)
-
-
-class Later:
-    """A call in a thread of its own; `result()` waits for what it returns or raises."""
-
-    def __init__(self, call, *args):
-        self.pool = ThreadPoolExecutor(1)
-        self.future = self.pool.submit(call, *args)
-        self.pool.shutdown(wait=False)
-
-    def result(self):
-        return self.future.result(30)
+def later(call, *args):
+    """A call in a thread of its own; result() waits for what it returns or raises."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(call, *args)
+    pool.shutdown(wait=False)
+    return future
 
 
 # Tokens ----------------------------------------------------------------------------------------
@@ -104,10 +69,10 @@ def test_an_expired_token_is_refreshed_once_and_saved_before_it_is_used(ready):
     used = []
 
     def look(method, path, fields):
-        if path.startswith(BATCH):
+        if path == BATCH:
             used.append((fields["auth"], settings(ready)["access_token"]))
 
-    ids, old = send(ready), settings(ready)
+    ids, old = accepted(ready), settings(ready)
     ready.portal.expire_tokens()
     ready.portal.trouble = look
     totals = one_pass(ready)
@@ -116,11 +81,11 @@ def test_an_expired_token_is_refreshed_once_and_saved_before_it_is_used(ready):
     assert used == [(old["access_token"],) * 2, (new["access_token"],) * 2]
     assert old["access_token"] != new["access_token"]
     assert new["refresh_token"] in ready.oauth.refresh
-    secret = next(one for one in ready.wire.exchanges if one["path"].startswith(TOKEN))
+    secret = next(one for one in ready.wire.exchanges if one["path"] == TOKEN)
     assert "client_secret" in secret["fields"] and "?" not in secret["path"]
-    ids += send(ready)
+    ids += accepted(ready)
     assert one_pass(ready)["delivered"] == 1
-    assert len(asked(ready.oauth, TOKEN)) == 1
+    assert len(calls(ready.oauth, TOKEN)) == 1
     assert delivered(ready, ids)
 
 
@@ -128,45 +93,40 @@ def test_an_expired_token_is_refreshed_once_and_saved_before_it_is_used(ready):
     (401, "invalid_token"), (401, "NO_AUTH_FOUND"), (403, "insufficient_scope"),
     (403, "ACCESS_DENIED"), (500, "INTERNAL_SERVER_ERROR"), (502, None)])
 def test_no_other_error_refreshes_the_token(ready, status, error):
-    ids = send(ready)
+    ids = accepted(ready)
     body = {"error": error, "error_description": "text"} if error else "<html>Bad Gateway</html>"
     ready.portal.trouble = lambda method, path, fields: (status, body, {})
     totals = one_pass(ready)
     assert totals["errors"]["portal"]
     assert totals["waiting"] == 1
-    assert asked(ready.oauth, TOKEN) == []
-    assert len(asked(ready.portal, BATCH)) == 1
+    assert calls(ready.oauth, TOKEN) == []
+    assert len(calls(ready.portal, BATCH)) == 1
     ready.portal.trouble = None
     assert one_pass(ready)["delivered"] == 1
     assert delivered(ready, ids)
 
 
 def test_a_token_that_stays_expired_is_refreshed_only_once(ready):
-    send(ready)
+    accepted(ready)
     ready.portal.trouble = lambda method, path, fields: (401, {"error": "expired_token"}, {})
     assert one_pass(ready)["errors"]["portal"]
-    assert len(asked(ready.oauth, TOKEN)) == 1
-    assert len(asked(ready.portal, BATCH)) == 2
+    assert len(calls(ready.oauth, TOKEN)) == 1
+    assert len(calls(ready.portal, BATCH)) == 2
 
 
-def dismissed(world):
-    world.portal.users[ADMINISTRATOR]["active"] = False
-
-
-def refresh_refused(world):
-    world.portal.expire_tokens()
-    world.oauth.refresh.clear()
-
-
-@pytest.mark.parametrize("trouble", [dismissed, refresh_refused])
+@pytest.mark.parametrize("trouble", ["dismissed", "refresh refused"])
 def test_without_an_administrator_the_pass_asks_for_one(ready, trouble):
-    ids = send(ready, 2)
-    trouble(ready)
+    ids = accepted(ready, 2)
+    if trouble == "dismissed":
+        ready.portal.users[ADMINISTRATOR]["active"] = False
+    else:
+        ready.portal.expire_tokens()
+        ready.oauth.refresh.clear()
     totals = one_pass(ready)
     assert PRESS_SAVE in totals["errors"]["portal"]
     assert totals["waiting"] == 2
-    assert len(asked(ready.oauth, TOKEN)) <= 1
-    make_due(ready)
+    assert len(calls(ready.oauth, TOKEN)) <= 1
+    make_due(ready.app)
     code, output = ready.app.run("statuses")
     assert (code, PRESS_SAVE in output) == (1, True)
     ready.portal.users[3] = {"NAME": "Вера", "ADMIN": True, "active": True}
@@ -176,17 +136,23 @@ def test_without_an_administrator_the_pass_asks_for_one(ready, trouble):
 
 
 @pytest.mark.parametrize("answer", [
-    None, (502, "<html>Bad Gateway</html>", {}), (200, {"access_token": None}, {})])
-def test_an_oauth_server_in_trouble_takes_no_token_away(ready, answer):
-    ids, before = send(ready), settings(ready)
-    ready.portal.expire_tokens()
+    None, (502, "<html>Bad Gateway</html>", {}), (302, "", {"Location": "http://127.0.0.1:9/"}),
+    (200, {"access_token": None, "result": []}, {}), (200, {"result": {"install": {}}}, {})])
+@pytest.mark.parametrize("trouble", ["expired", "renamed"])
+def test_an_oauth_server_in_trouble_takes_nothing_away(ready, trouble, answer):
+    ids, before = accepted(ready), settings(ready)
+    if trouble == "expired":
+        ready.portal.expire_tokens()
+    else:
+        ready.portal.rename()
     if answer:
-        ready.oauth.trouble = lambda method, path, fields: answer
+        ready.oauth.trouble = lambda *request: answer
     else:
         ready.oauth.stop()
     totals = one_pass(ready)
     assert totals["errors"]["portal"]
     assert PRESS_SAVE not in totals["errors"]["portal"]
+    assert totals["waiting"] == 1
     after = settings(ready)
     assert {name: after[name] for name in before} == before
     ready.oauth.trouble = None
@@ -199,42 +165,42 @@ def test_an_oauth_server_in_trouble_takes_no_token_away(ready, answer):
 # Races -----------------------------------------------------------------------------------------
 
 def test_whoever_loses_the_refresh_race_uses_the_winners_token(ready):
-    ids = send(ready, 2)
-    paths = [ready.app.data / "queue" / f"{one}.json" for one in ids]
+    ids = accepted(ready, 2)
+    paths = [path_of(ready.app, one) for one in ids]
     ready.portal.expire_tokens()
-    held = Held(ready.oauth, TOKEN)
-    make_due(ready)
+    held = Gate(ready.oauth, TOKEN)
+    make_due(ready.app)
     os.utime(paths[1], (time.time() + 60, time.time() + 60))
-    first = Later(requests.get, ready.statuses)
-    assert held.arrived.wait(10)
+    first = later(steps.one_pass, ready)
+    until(lambda: held.asked, message="nobody came")
     os.utime(paths[0], (time.time() + 60, time.time() + 60))
     os.utime(paths[1], (time.time() - 5, time.time() - 5))
     (ready.app.data / "statuses.lock").unlink()  # lets a second process begin its pass as well
-    second = Later(ready.app.run, "statuses")
-    until(lambda: len(asked(ready.portal, BATCH)) == 2, message="both met the expired token")
-    held.free.set()
-    totals, (code, output) = first.result().json(), second.result()
-    assert len(asked(ready.oauth, TOKEN)) == 1
+    second = later(ready.app.run, "statuses")
+    until(lambda: len(calls(ready.portal, BATCH)) == 2, message="both met the expired token")
+    held.open.set()
+    totals, (code, output) = first.result(30), second.result(30)
+    assert len(calls(ready.oauth, TOKEN)) == 1
     assert (totals["delivered"], totals["errors"]) == (1, {})
     assert (code, json.loads(output)["delivered"], json.loads(output)["errors"]) == (0, 1, {})
     assert delivered(ready, ids)
 
 
 def test_a_key_saved_while_a_pass_refreshes_is_kept(ready):
-    ids = send(ready)
+    ids = accepted(ready)
     ready.smsru.keys.add("the new key")
     browser = Browser(ready)
     browser.open("index")
     browser.portal.expire_tokens()
     browser.open("index")  # after the old tokens ended
-    held = Held(ready.oauth, TOKEN)
-    running = Later(one_pass, ready)
-    assert held.arrived.wait(10)
-    saving = Later(lambda: browser.save(api_key="the new key"))
-    until(lambda: asked(ready.smsru, "/auth/check")[-1]["api_id"] == "the new key")
-    held.free.set()
-    assert saving.result().status_code == 200
-    assert running.result()["errors"] == {}
+    held = Gate(ready.oauth, TOKEN)
+    running = later(one_pass, ready)
+    until(lambda: held.asked, message="nobody came")
+    saving = later(lambda: browser.save(api_key="the new key"))
+    until(lambda: calls(ready.smsru, "/auth/check")[-1]["api_id"] == "the new key")
+    held.open.set()
+    assert saving.result(30).status_code == 200
+    assert running.result(30)["errors"] == {}
     after = settings(ready)
     assert "the new key" in json.dumps(after)
     assert GOOD_KEY not in json.dumps(after)
@@ -247,186 +213,131 @@ def test_a_key_saved_while_a_pass_refreshes_is_kept(ready):
     ("smsru", "/sms/status"), ("portal", BATCH), ("oauth", TOKEN)])
 @pytest.mark.parametrize("clean", [0, 1])
 def test_an_uninstall_while_a_pass_runs_is_not_undone(ready, party, path, clean):
-    send(ready, 3)
+    accepted(ready, 3)
+    address = handler_url(ready).replace("/handler", "/statuses")
     if party == "oauth":
         ready.portal.expire_tokens()
-    held = Held(getattr(ready, party), path)
-    running = Later(one_pass, ready)
-    assert held.arrived.wait(10)
-    leaving = Later(lambda: ready.portal.fire("ONAPPUNINSTALL", CLEAN=clean))
+    held = Gate(getattr(ready, party), path)
+    running = later(one_pass, ready)
+    until(lambda: held.asked, message="nobody came")
+    leaving = later(lambda: ready.portal.fire("ONAPPUNINSTALL", CLEAN=clean))
     if party != "oauth":  # there it may wait for the lock that the refresh holds
-        assert leaving.result() == 200
-    held.free.set()
-    assert leaving.result() == 200
-    running.result()
+        assert leaving.result(30) == 200
+    held.open.set()
+    assert leaving.result(30) == 200
+    running.result(30)
     text = (ready.app.data / "settings.json").read_text("utf-8")
     assert not [name for name in ("token", "key", "member_id", "last_pass") if name in text]
-    assert requests.get(ready.statuses, timeout=10).json()["error"] == "NOT_INSTALLED"
+    assert requests.get(address, timeout=10).json()["error"] == "NOT_INSTALLED"
     assert not clean or ready.app.queue() == []
 
 
-# A renamed portal ------------------------------------------------------------------------------
+# A renamed portal: 302 ---------------------------------------------------------------------------
 
-def test_a_renamed_portal_is_followed_with_the_post_intact_and_remembered(ready):
-    ids = send(ready)
+def test_a_renamed_portal_is_found_by_app_info_and_remembered(ready):
+    ids, token, seen = accepted(ready), settings(ready)["access_token"], []
     ready.portal.rename()
-    assert one_pass(ready)["errors"] == {}
+    ready.portal.trouble = lambda *request: seen.append(settings(ready)["client_endpoint"])
     old = ready.portal.moved[-1]
-    assert asked(old, BATCH) == asked(ready.portal, BATCH)[-1:]
-    assert settings(ready)["client_endpoint"] == ready.portal.endpoint
-    ids += send(ready)
+    old.trouble = lambda *request: (302, "", {})  # a Location is not needed
+    assert one_pass(ready)["errors"] == {}
+    assert calls(ready.oauth, INFO) == [{"auth": token}]
+    assert calls(old, BATCH) == calls(ready.portal, BATCH), "the same POST, once more"
+    assert seen == [ready.portal.endpoint], "saved before it is used"
+    assert calls(ready.oauth, TOKEN) == [], "a move costs no token"
+    ids += accepted(ready)
     assert one_pass(ready)["delivered"] == 1
-    assert len(old.requests) == 1
+    assert (len(old.requests), len(calls(ready.oauth, INFO))) == (1, 1)
     assert delivered(ready, ids)
 
 
-class Hop(Party):
-    """An address that a portal has left: sends everybody on."""
+def test_a_portal_that_is_renamed_while_somebody_saves_is_followed_too(ready):
+    old = ready.portal.url
 
-    name, location = "portal", None
+    def rename(method, path, fields):
+        if path.endswith("event.bind.json") and ready.portal.url == old:
+            ready.portal.rename()
+            return 302, "", {}
 
-    def answer(self, method, path, fields, request):
-        headers = {"Location": self.location + path} if self.location is not None else {}
-        return 302, "<html>302 Found</html>", headers
-
-
-@pytest.fixture
-def hops(shared):
-    """Three addresses, each pointing to the next, the last to the portal."""
-    parties = [Hop().start() for _ in range(3)]
-    for party, following in zip(parties, [*parties[1:], shared.portal]):
-        party.location = following.url
-    yield parties
-    for party in parties:
-        party.stop()
+    ready.portal.trouble = rename
+    browser = Browser(ready)
+    browser.open("index")
+    assert browser.save(api_key="").status_code == 200
+    assert settings(ready)["client_endpoint"] == ready.portal.endpoint != old + "/rest/"
+    assert len(calls(ready.portal, "event.bind.json")) == 3, "the first once more"
 
 
-@pytest.mark.parametrize(("first", "asks", "reached"), [(2, [0, 0, 1], 1), (1, [0, 1, 1], 1),
-                                                        (0, [1, 1, 1], 0)])
-def test_at_most_two_hops(ready, hops, first, asks, reached):
-    ids = send(ready)
-    change(ready, client_endpoint=hops[first].url + "/rest/")
+def expired_before(world):
+    world.portal.expire_tokens()
+
+
+def expired_between(world):
+    """The OAuth server still knows the token, the portal a moment later no longer."""
+    asked = []
+
+    def trouble(method, path, fields):
+        asked.append(path)
+        return (401, {"error": "expired_token"}, {}) if len(asked) == 1 else None
+
+    world.portal.trouble = trouble
+
+
+@pytest.mark.parametrize("expired", [expired_before, expired_between])
+def test_a_renamed_portal_and_an_expired_token_at_once(ready, expired):
+    ids, old_token = accepted(ready), settings(ready)["access_token"]
+    ready.portal.rename()
+    expired(ready)
+    totals, now = one_pass(ready), settings(ready)
+    assert (totals["delivered"], totals["errors"]) == (1, {})
+    assert len(calls(ready.oauth, TOKEN)) == 1
+    assert calls(ready.portal, BATCH)[-1]["auth"] == now["access_token"] != old_token
+    assert now["client_endpoint"] == ready.portal.endpoint
+    assert delivered(ready, ids)
+
+
+def test_a_portal_that_sends_everybody_on_is_asked_once_more_only(ready):
+    ids = accepted(ready)
+    ready.portal.trouble = lambda method, path, fields: (
+        302, "", {"Location": ready.portal.url + path})
     totals = one_pass(ready)
-    assert [len(hop.requests) for hop in hops] == asks
-    assert len(asked(ready.portal, BATCH)) == reached
-    assert (totals["errors"] == {}) is delivered(ready, ids) is bool(reached)
-    remembered = ready.portal.endpoint if reached else hops[first].url + "/rest/"
-    assert settings(ready)["client_endpoint"] == remembered
+    assert totals["errors"]["portal"] == "HTTP_302"
+    assert (len(calls(ready.portal, BATCH)), len(calls(ready.oauth, INFO))) == (2, 1)
+    ready.portal.trouble = None
+    assert one_pass(ready)["delivered"] == 1
+    assert delivered(ready, ids)
 
 
-def change(world, **news):
-    path = world.app.data / "settings.json"
-    path.write_text(json.dumps({**settings(world), **news}), "utf-8")
-
-
-@pytest.mark.parametrize("answer", [(500, {"error": "INTERNAL_SERVER_ERROR"}, {}),
-                                    (404, "<html>nobody here</html>", {})])
-def test_a_new_address_is_remembered_only_after_a_good_answer(ready, hops, answer):
-    send(ready)
-    change(ready, client_endpoint=hops[2].url + "/rest/")
-    ready.portal.trouble = lambda method, path, fields: answer
-    assert one_pass(ready)["errors"]["portal"]
-    assert settings(ready)["client_endpoint"] == hops[2].url + "/rest/"
-
-
-class Tunnel(ThreadingHTTPServer):
-    """A proxy that plays every host of the world, with one certificate for all.
-
-    `location` is where it sends the first request on to; `requests` is what came.
-    """
-
-    daemon_threads, location = True, ""
-    hosts = ("*.bitrix24.ru", "*.company.ru", "company.ru", "*.stranger.ru", "stranger.ru")
-
-    def __init__(self, folder):
-        super().__init__(("127.0.0.1", 0), TunnelRequest)
-        self.requests, self.url = [], f"http://127.0.0.1:{self.server_port}"
-        self.certificate = str(folder / "tunnel.pem")  # for a day; no key lies in the repository
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj",
-             "/CN=tunnel", "-addext", "subjectAltName=" + ",".join(
-                 f"DNS:{host}" for host in self.hosts),
-             "-keyout", self.certificate + ".key", "-out", self.certificate],
-            check=True, capture_output=True)
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.load_cert_chain(self.certificate, self.certificate + ".key")
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-
-    def handle_error(self, request, client_address):
-        """A client that hangs up is daily life here."""
-
-
-class TunnelRequest(BaseHTTPRequestHandler):
-    """One connection: CONNECT, then TLS, then requests as usual."""
-
-    protocol_version, host = "HTTP/1.1", ""
-
-    def log_message(self, *args):
-        """Silence: `requests` is the log."""
-
-    def do_CONNECT(self):
-        self.host = "https://" + self.path.partition(":")[0]
-        self.send_response(200)
-        self.end_headers()
-        self.connection = self.server.context.wrap_socket(self.connection, server_side=True)
-        self.rfile, self.wfile = self.connection.makefile("rb"), self.connection.makefile("wb", 0)
-        self.close_connection = False
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.requests.append((self.host + self.path, body))
-        first = len(self.server.requests) == 1
-        self.send_response(302 if first else 500)
-        self.send_header("Location" if first else "X-End", self.server.location + self.path)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
+# Bodies ------------------------------------------------------------------------------------------
 
 @pytest.fixture
-def tunnel(tmp_path):
-    server = Tunnel(tmp_path)
-    yield server
-    server.shutdown()
-    server.server_close()
+def bodies(ready, monkeypatch):
+    """What the app itself posts to the portal: (path, kind, body)."""
+    seen, answer = [], ready.portal.answer
+
+    def look(method, path, fields, request):
+        if request.headers.get("X-Stand-In") != "browser":
+            seen.append((path, request.headers["Content-Type"], request.body))
+        return answer(method, path, fields, request)
+
+    monkeypatch.setattr(ready.portal, "answer", look)
+    return seen
 
 
-ACME = "https://acme.bitrix24.ru"
-MOVES = [  # where a portal was, where it says it is now, whether a token may go there
-    (ACME, "https://renamed.bitrix24.ru", True), (ACME, "http://renamed.bitrix24.ru", False),
-    (ACME, "https://acme.stranger.ru", False), (ACME, "https://bitrix24.ru.stranger.ru", False),
-    (ACME, "https://acme.bitrix24.ru:443@a.stranger.ru", False), (ACME, "{loopback}", False),
-    (ACME, "https://stranger.ru", False), (ACME, "//a.stranger.ru", False), (ACME, "", False),
-    ("https://portal.company.ru", "https://crm.company.ru", True),
-    ("https://company.ru", "https://stranger.ru", False),
-    ("https://company.ru", "http://company.ru", False)]
-
-
-def test_a_renamed_portal_stays_in_its_zone_and_in_https(installed, hops, tunnel):
-    world = installed
-    world.statuses = world.portal.senders["fastsms"]["HANDLER"].replace("/handler", "/statuses")
-    send(world)
-    world.app.stop()
-    world.app.env.update(HTTPS_PROXY=tunnel.url, HTTP_PROXY=tunnel.url, http_proxy=tunnel.url,
-                         NO_PROXY="127.0.0.1", REQUESTS_CA_BUNDLE=tunnel.certificate)
-    world.app.start()
-    followed = []
-    for host, location, _ in MOVES:
-        del tunnel.requests[:]
-        tunnel.location = location.format(loopback=hops[0].url)
-        change(world, client_endpoint=host + "/rest/")
-        assert one_pass(world)["errors"]["portal"]
-        assert tunnel.requests[0][0] == host + "/rest/batch.json"
-        followed.append((host, location, len(tunnel.requests) > 1))
-        assert len({body for _, body in tunnel.requests}) == 1
-    assert list(hops[0].requests) == []
-    assert followed == MOVES
-    change(world, client_endpoint=hops[2].url + "/rest/")
-    del tunnel.requests[:]
-    for location in ("http://plain.stranger.ru", "https://a.stranger.ru", None,
-                     "http://127.0.0.1.stranger.ru", "http://127.0.0.1@a.stranger.ru"):
-        hops[2].location = location
-        assert one_pass(world)["errors"]["portal"]
-    assert tunnel.requests == []
+def test_every_body_is_json_and_a_batchs_commands_are_urlencoded(ready, bodies):
+    ids = accepted(ready, 2)
+    assert install(ready).status_code == 200
+    assert one_pass(ready)["delivered"] == 2
+    assert {kind for _, kind, _ in bodies} == {"application/json"}
+    given = {path.rpartition("/")[2]: json.loads(body) for path, _, body in bodies}
+    assert all(fields["auth"] in ready.oauth.tokens for fields in given.values())
+    assert given["messageservice.sender.update.json"]["HANDLER"] == handler_url(ready)
+    batch = given["batch.json"]
+    assert (sorted(batch["cmd"]), batch["halt"]) == (sorted(ids), 0)
+    for message_id, command in batch["cmd"].items():
+        method, _, query = command.partition("?")
+        assert method == "messageservice.message.status.update"
+        assert dict(parse_qsl(query, strict_parsing=True)) == {
+            "CODE": steps.code_of(ready), "MESSAGE_ID": message_id, "STATUS": "delivered"}
 
 
 # Limits and batches ----------------------------------------------------------------------------
@@ -436,7 +347,7 @@ def refuse_first(count, status, error):
     left = [count]
 
     def trouble(method, path, fields):
-        if path.startswith(BATCH) and left[0]:
+        if path == BATCH and left[0]:
             left[0] -= 1
             return status, {"error": error, "error_description": "wait"}, {}
 
@@ -446,33 +357,33 @@ def refuse_first(count, status, error):
 @pytest.mark.parametrize(("times", "error", "pause"), [
     (2, "QUERY_LIMIT_EXCEEDED", 0.9), (1, "OVERLOAD_LIMIT", 0.4)])
 def test_a_busy_portal_is_waited_for(ready, times, error, pause):
-    ids = send(ready)
+    ids = accepted(ready)
     ready.portal.trouble = refuse_first(times, 503, error)
     began = time.monotonic()
     totals = one_pass(ready)
     waited = time.monotonic() - began
     assert (totals["delivered"], totals["errors"]) == (1, {})
-    assert len(asked(ready.portal, BATCH)) == times + 1
+    assert len(calls(ready.portal, BATCH)) == times + 1
     assert waited > pause  # half a second at first, then longer
     assert delivered(ready, ids)
 
 
 def test_fifty_commands_a_request_and_a_blocked_method_ends_the_pass(ready):
-    ids = send(ready, 120)
+    ids = accepted(ready, 120)
     ready.portal.trouble = refuse_first(1, 429, "OPERATION_TIME_LIMIT")
     totals = one_pass(ready)
     assert totals["errors"]["portal"] == "OPERATION_TIME_LIMIT"
     assert totals["waiting"] == 120
-    assert len(asked(ready.portal, BATCH)) == 1
+    assert len(calls(ready.portal, BATCH)) == 1
     assert one_pass(ready)["delivered"] == 120
     sizes = [len([name for name in fields if name.startswith("cmd[")])
-             for fields in asked(ready.portal, BATCH)]
+             for fields in calls(ready.portal, BATCH)]
     assert sorted(sizes[1:]) == [20, 50, 50]
     assert delivered(ready, ids)
 
 
 def test_what_a_first_batch_achieved_counts_though_the_second_fails(ready):
-    ids = send(ready, 60)
+    ids = accepted(ready, 60)
     batches = []
 
     def second_fails(method, path, fields):
@@ -489,9 +400,98 @@ def test_what_a_first_batch_achieved_counts_though_the_second_fails(ready):
 
 @pytest.mark.parametrize("unknown", [[], ["1"], ["0", "1", "2"]])
 def test_lists_that_php_makes_of_maps_are_understood(ready, unknown):
-    ids = [one for number in range(3) for one in send(ready, message_id=str(number))]
+    ids = accepted(ready, ids=["0", "1", "2"])
     for one in unknown:  # the portal does not know it any longer: an error of this command alone
         del ready.portal.messages[one]
     totals = one_pass(ready)
     assert (totals["delivered"], totals["waiting"]) == (3 - len(unknown), 0)
     assert delivered(ready, [one for one in ids if one not in unknown])
+
+
+# A CRest of one's own ----------------------------------------------------------------------------
+
+LAUNCHER = '''
+import json, sqlite3, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+import app
+
+class MyRest(app.CRest):
+{methods}
+
+app.crest = MyRest()
+app.main(*sys.argv[1:])
+'''
+MY_STORE = '''
+    def database(self):
+        base = sqlite3.connect({store!r}, timeout=20)
+        base.execute("CREATE TABLE IF NOT EXISTS mine (name TEXT PRIMARY KEY, value TEXT)")
+        return base
+
+    def get_setting_data(self):
+        rows = self.database().execute("SELECT name, value FROM mine").fetchall()
+        return {{name: json.loads(value) for name, value in rows}}
+
+    def set_setting_data(self, settings):
+        rows = [(name, json.dumps(value)) for name, value in settings.items()]
+        with self.database() as base:
+            base.execute("DELETE FROM mine")
+            base.executemany("INSERT INTO mine VALUES (?, ?)", rows)
+'''
+MY_LOG = '''
+    def set_log(self, kind, **data):
+        with open({store!r}, "a", encoding="utf-8") as file:
+            file.write(json.dumps({{"kind": kind, **data}}) + "\\n")
+'''
+
+
+def start_mine(world, folder, methods):
+    """Start app.py with a subclass of CRest, as the tutorial tells its readers to write one."""
+    store, script = folder / "mine", folder / "launcher.py"
+    script.write_text(LAUNCHER.format(root=str(ROOT), methods=methods.format(store=str(store))))
+    world.app = world.new_app(STATUSES_EVERY=0, RETRY_AFTER=0.1)
+    world.app.script = script
+    world.portal.app_url = world.app.start().url
+    return store
+
+
+def mine(store):
+    with sqlite3.connect(store) as base:
+        return {name: json.loads(value) for name, value in base.execute("SELECT * FROM mine")}
+
+
+def test_a_subclass_keeps_the_settings_where_it_wants(world, tmp_path):
+    store = start_mine(world, tmp_path, MY_STORE)
+    assert install(world).status_code == 200
+    assert mine(store)["access_token"] in world.oauth.tokens
+    ids, before = accepted(world), mine(store)
+    world.portal.expire_tokens()
+    world.portal.rename()
+    code, output = world.app.run("statuses")
+    assert (code, json.loads(output)["delivered"]) == (0, 1)
+    after = mine(store)
+    assert after["access_token"] in world.oauth.tokens
+    assert after["access_token"] != before["access_token"]
+    assert after["client_endpoint"] == world.portal.endpoint
+    assert after["last_pass"]["delivered"] == 1
+    assert world.portal.fire("ONAPPUPDATE") == 200
+    assert mine(store)["application_token"] == world.portal.application_token
+    world.portal.rename()  # the token is good still: app.info alone finds the portal
+    ids += accepted(world)
+    assert one_pass(world)["delivered"] == 1
+    assert mine(store)["client_endpoint"] == world.portal.endpoint
+    assert world.portal.fire("ONAPPUNINSTALL") == 200
+    assert mine(store) == {}
+    assert delivered(world, ids)
+    assert not (world.app.data / "settings.json").exists()
+
+
+def test_a_subclass_logs_where_it_wants(world, tmp_path):
+    log = start_mine(world, tmp_path, MY_LOG)
+    assert install(world).status_code == 200
+    ids = accepted(world)
+    assert one_pass(world)["delivered"] == 1
+    lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    assert [line["kind"] for line in lines] == ["handler", "send", "told", "statuses"]
+    assert [line.get("message_id") for line in lines] == [*ids * 3, None]
+    assert (world.app.data / "logs" / "app.log").read_text("utf-8") == ""

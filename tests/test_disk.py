@@ -1,6 +1,6 @@
 """A full disk: a limit on the size of files, which holds for root too."""
 import pytest
-from portal import install, until
+from pretend import install, until
 from steps import (
     PHONE,
     code_of,
@@ -55,7 +55,7 @@ def test_a_full_disk_gets_5xx_and_leaves_nothing_behind(world, full):
     assert 500 <= status < 600
     assert list(stored(app)) == [small]
     assert not list((app.data / "queue").rglob(f"*{message_id}*"))
-    until(lambda: not list(app.data.glob("*.tmp")))
+    until(lambda: not list(app.data.glob("*.tmp")), message="something half written is left")
     after = send(world, "it fits again")
     assert set(stored(app)) == {small, after}
 

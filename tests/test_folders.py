@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from portal import World, install, until
+from pretend import World, install, until
 from steps import (
     DAY,
     FOLDERS,
@@ -247,7 +247,7 @@ def test_an_app_killed_before_any_step_of_taking_a_message_keeps_what_it_said_20
         killer["ARMED"].touch()
         message_id = f"killed-{len(answers)}"
         answers.append(deliver(world, app, message_id))
-        until(lambda: not app.running or folder_of(app, message_id) == "sent")
+        until(lambda app=app, one=message_id: not app.running or folder_of(app, one) == "sent")
         survived = app.running
         app.close()
         work_off(world)

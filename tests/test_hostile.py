@@ -18,6 +18,7 @@ from urllib.parse import quote, urlencode
 import pytest
 from hostile import (
     ACCESS,
+    CODE,
     KEY,
     MOST,
     NUMBER,
@@ -33,7 +34,8 @@ from hostile import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from portal import GOOD_KEY, World
+from pretend import GOOD_KEY, World
+from steps import FOLDERS, folder_of
 
 RULES = settings(derandomize=True, deadline=None, database=None, print_blob=False,
                  report_multiple_bugs=False, suppress_health_check=list(HealthCheck))
@@ -119,7 +121,7 @@ def any_request(draw):
 @st.composite
 def slow_or_cut(draw):
     """A body that comes in pieces, or not whole."""
-    fields = {"code": "fastsms", "message_id": draw(WORDS), "message_body": TEXT * 9}
+    fields = {"code": CODE, "message_id": draw(WORDS), "message_body": TEXT * 9}
     body = encode(fields, "form")[0]
     pieces = draw(st.integers(1, 4))
     raw = post("/handler?key=" + draw(st.sampled_from([KEY, "x"])), body, more=draw(
@@ -132,7 +134,7 @@ def slow_or_cut(draw):
 @st.composite
 def any_message(draw):
     """The right key, and anything else: what is accepted must be a file in the queue."""
-    codes = ["fastsms"] * 6 + ["", "other", "FastSms", "fastsms\0"]
+    codes = [CODE] * 6 + ["", "other", CODE.upper(), CODE + "\0"]
     fields = {"code": draw(st.sampled_from(codes)),
               "message_id": draw(st.one_of(WORDS, st.from_regex(r"[\w.-]{1,140}", fullmatch=True))),
               "message_to": draw(st.one_of(WORDS, st.just("+7"))) + NUMBER,
@@ -147,6 +149,19 @@ def any_message(draw):
 
 
 @st.composite
+def any_proof(draw):
+    """A usable message and the right key, whatever the call says besides about where it is from."""
+    message_id = draw(st.uuids()).hex
+    fields = {"code": CODE, "message_id": message_id, "message_to": "+7" + NUMBER,
+              "message_body": TEXT}
+    proofs = ["auth[application_token]", "auth[application_token][]", "auth[member_id]", "auth",
+              "auth[domain]", "auth[access_token]", "auth[user_id]", "APPLICATION_TOKEN"]
+    words = st.one_of(WORDS, st.sampled_from([TOKEN, TOKEN[:-1], TOKEN + "x", *STRANGERS]))
+    fields.update(draw(st.dictionaries(st.sampled_from(proofs), words, max_size=4)))
+    return [post(f"/handler?key={KEY}", *encode(fields, "form"))], message_id
+
+
+@st.composite
 def wrong_key(draw):
     """Wrong, empty, absent and not ASCII; whatever else is right."""
     word = draw(WORDS)
@@ -157,7 +172,7 @@ def wrong_key(draw):
     if draw(st.booleans()):
         path = draw(st.sampled_from(["/statuses", "/checkserver"]))
         return [post(f"{path}?{key}", b"", method="GET")], None
-    fields = {"code": "fastsms", "message_id": "stranger", "message_body": TEXT + word}
+    fields = {"code": CODE, "message_id": "stranger", "message_body": TEXT + word}
     body, kind = encode(fields, draw(st.sampled_from(["form", "form", "json", "multipart"])))
     return [post("/handler?" + key, body, kind)], None
 
@@ -191,7 +206,7 @@ def forged_frame(draw):
 def any_size(draw):
     """Up to 10 MiB, announced truly."""
     size = draw(st.one_of(st.integers(MOST - 300, MOST + 300), st.integers(100, 10 * 1024 * 1024)))
-    start = b"code=fastsms&message_id=size&message_to=x&message_body=" + TEXT.encode()
+    start = f"code={CODE}&message_id=size&message_to=x&message_body={TEXT}".encode()
     path = draw(st.sampled_from([f"/handler?key={KEY}", "/install", "/save", "/", "/nowhere"]))
     return [post(path, start, length=size), size - len(start)], size
 
@@ -203,10 +218,18 @@ def check_any(home, whole, status, body, error):
 
 def check_message(home, fields, status, body, error):
     """What was accepted is a file of that name in the queue, and nothing else came of it."""
-    assert status in (200, 400, 403, 413), status
-    waiting = set(os.listdir(home.app.data / "queue"))
-    assert not [name for name in waiting if not re.fullmatch(r"\w[\w.-]*\.(json|tmp)", name)]
+    other_key = fields is False or "key" in fields  # the body may name one as well
+    assert status in (200, 400, 413) or (status == 403 and other_key), status
+    queue = home.app.data / "queue"
+    assert set(os.listdir(queue)) == set(FOLDERS)
+    waiting = {name for folder in FOLDERS for name in os.listdir(queue / folder)}
+    assert not [name for name in waiting if not re.fullmatch(r"\w[\w.-]*\.json", name)]
     assert status != 200 or not fields or fields["message_id"] + ".json" in waiting
+
+
+def check_proof(home, message_id, status, body, error):
+    """The key alone decides, so nothing else in the call can lose the message."""
+    assert (status, folder_of(home.app, message_id) in FOLDERS) == (200, True)
 
 
 def check_key(home, fact, status, body, error):
@@ -225,7 +248,8 @@ def check_size(home, size, status, body, error):
 
 INPUTS = {  # strategy, its rule, how many inputs
     "requests": (any_request(), check_any, 2700), "slow": (slow_or_cut(), check_any, 200),
-    "messages": (any_message(), check_message, 2700), "keys": (wrong_key(), check_key, 1600),
+    "messages": (any_message(), check_message, 2700), "proofs": (any_proof(), check_proof, 800),
+    "keys": (wrong_key(), check_key, 1600),
     "frames": (forged_frame(), check_frame, 2000), "sizes": (any_size(), check_size, 60)}
 ONCE = 10  # inputs that are sent together
 
@@ -234,7 +258,7 @@ ONCE = 10  # inputs that are sent together
 def test_no_input_breaks_a_rule(home, kind):
     strategy, rule, wanted = INPUTS[kind]
     home.heal()
-    sent, before = [], home.state()
+    home.operator_lies, sent, before = False, [], home.state()
 
     def send(one):
         answer = exchange(home, one[0], 0.005 if kind == "slow" else 0)
@@ -335,7 +359,7 @@ def ask(home, path, fields):
 def act(home, action, number):
     """One thing that brings the app to ask; a message waits in the queue each time."""
     token, sent = {"AUTH_ID": ACCESS, "REFRESH_ID": REFRESH, "APPLICATION_TOKEN": TOKEN}, {
-        "code": "fastsms", "message_id": f"{action}-{number}", "message_to": "+7" + NUMBER,
+        "code": CODE, "message_id": f"{action}-{number}", "message_to": "+7" + NUMBER,
         "message_body": TEXT}
     assert ask(home, f"/handler?key={KEY}", sent)[0] == 200
     if action == "pass":
@@ -357,6 +381,7 @@ def test_no_answer_breaks_a_rule(home, name):
     party, asked = {"operator": home.world.smsru, "portal": home.world.portal,
                     "oauth": home.world.oauth}[name], []
     home.heal()
+    home.operator_lies = name == "operator"
 
     @settings(RULES, max_examples=300)
     @given(st.sampled_from(ACTIONS[name]), st.integers(0, 3), ANSWERS)

@@ -5,7 +5,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import requests
-from portal import ADMINISTRATOR, GOOD_KEY, Browser, Party, World, install, until
+from pretend import GOOD_KEY, Browser, Party, World, install, until
+from steps import code_of, handler_url, reset, send, tried
 
 EVENTS = ["ONAPPUNINSTALL", "ONAPPUPDATE"]
 
@@ -16,26 +17,6 @@ def shared():
     with World() as world:
         world.start_app(RETRY_AFTER=1, STATUSES_EVERY=0)
         yield world
-
-
-def reset(world):
-    """Make a used world as good as new: nothing installed, nothing in trouble, nothing waiting."""
-    portal, smsru = world.portal, world.smsru
-    for party in (portal, world.oauth, smsru):
-        party.trouble = None
-        if party.server is None:
-            party.start()
-    until(lambda: all(json.loads(path.read_text("utf-8"))["tries"] for path in world.app.queue()),
-          message="a message of the test before is still under way")
-    for path in [*world.app.queue(), world.app.data / "settings.json"]:
-        path.unlink(missing_ok=True)
-    portal.senders, portal.bindings, portal.installed = {}, [], False
-    portal.old_portal, portal.binding_error = False, "ERROR_EVENT_BINDING_EXISTS"
-    portal.users[ADMINISTRATOR]["active"] = True
-    smsru.down, smsru.refuse, smsru.delay, smsru.keys = False, None, 1.0, {GOOD_KEY}
-    for used in (smsru.sent, smsru.requests, portal.requests, world.oauth.requests):
-        used.clear()
-    return world
 
 
 @pytest.fixture
@@ -61,17 +42,16 @@ def bound(world):
     return sorted((one["event"], one["handler"]) for one in world.portal.bindings)
 
 
-def handler(world):
-    return world.portal.senders["fastsms"]["HANDLER"]
+def methods(world, name=""):
+    """The REST methods that were called, in their order, of one kind if asked for."""
+    called = [path.rpartition("/")[2].removesuffix(".json") for path, _ in world.portal.requests]
+    return [one for one in called if name in one]
 
 
 def wait_in_queue(world):
     """Leave one message in the queue: the operator is down while it comes."""
     world.smsru.down = True
-    message_id, status = world.portal.send_message("+79990000000", "text", message_id="waits")
-    assert status == 200
-    path = world.app.data / "queue" / f"{message_id}.json"
-    until(lambda: json.loads(path.read_text("utf-8"))["tries"], message="it was not tried")
+    tried(world.app, send(world, "text", message_id="waits"))
 
 
 # The pages -------------------------------------------------------------------------------------
@@ -134,11 +114,11 @@ def test_install_from_the_frame(blank):
     assert answer.status_code == 200, answer.text
     sender = answer.json()["sender"]
     assert sorted(sender) == ["CODE", "DESCRIPTION", "HANDLER", "NAME", "TYPE"]
-    assert (sender["CODE"], sender["TYPE"]) == ("fastsms", "SMS")
-    assert "Provider FastSms" in str(sender["NAME"])
-    assert world.portal.senders["fastsms"]["DESCRIPTION"], "it gets lost beside a NAME of one text"
+    assert (sender["CODE"], sender["TYPE"]) == (code_of(world), "SMS")
+    assert sender["NAME"]
+    assert world.portal.senders[sender["CODE"]]["DESCRIPTION"], "lost beside a NAME of one text"
     assert re.fullmatch(re.escape(app.url) + r"handler\?key=[\w-]{20,}", sender["HANDLER"])
-    assert handler(world) == sender["HANDLER"]
+    assert handler_url(world) == sender["HANDLER"]
     assert bound(world) == [(event, app.url + "install") for event in EVENTS]
     assert GOOD_KEY in json.dumps(settings(app))
     assert settings(app)["member_id"] == world.portal.member_id
@@ -242,15 +222,25 @@ def test_an_empty_key_keeps_the_saved_key(ours):
     assert world.smsru.requests[-2][1]["api_id"] == GOOD_KEY  # the saved one is checked as well
 
 
-@pytest.mark.parametrize("old_portal", [False, True])
-def test_a_sender_that_is_registered_already_gets_the_new_address(blank, old_portal):
-    blank.portal.old_portal = old_portal
-    blank.portal.senders["fastsms"] = {"CODE": "fastsms", "TYPE": "SMS", "NAME": "old",
-                                       "HANDLER": "https://old.example.com/handler"}
-    sender = install(blank).json()["sender"]
-    assert list(blank.portal.senders) == ["fastsms"]
-    assert handler(blank) == sender["HANDLER"]
-    assert blank.portal.send_message("+79990000000", "text")[1] == 200
+def test_a_sender_that_is_registered_already_gets_the_new_address(ours):
+    code, wanted = code_of(ours), handler_url(ours)
+    ours.portal.senders[code]["HANDLER"] = "https://old.example.com/handler"
+    ours.portal.requests.clear()
+    browser = Browser(ours)
+    browser.open("index")
+    sender = browser.save(api_key="").json()["sender"]
+    assert (list(ours.portal.senders), handler_url(ours)) == ([code], wanted)
+    assert (sender["CODE"], sender["HANDLER"]) == (code, wanted)
+    assert methods(ours, "sender.") == ["messageservice.sender.update"], "add is the page's step"
+    send(ours, "text")
+
+
+def test_code_and_name_are_variables(world):
+    world.start_app(STATUSES_EVERY=0, SENDER_CODE="acme-sms", SENDER_NAME="Acme: texts")
+    sender = install(world).json()["sender"]
+    assert (sender["CODE"], sender["NAME"]) == ("acme-sms", "Acme: texts")
+    assert code_of(world) == "acme-sms"
+    send(world, "text")
 
 
 @pytest.mark.parametrize("error", ["ERROR_EVENT_BINDING_EXISTS", "ERROR_CORE"])
@@ -320,12 +310,12 @@ def test_behind_a_proxy_that_strips_the_path(world):
         app = world.start_app(STATUSES_EVERY=0, PUBLIC_URL=proxy.url + "/sms/")
         proxy.target, world.portal.app_url = app.url, proxy.url + "/sms/"
         assert install(world).status_code == 200
-        assert handler(world).startswith(proxy.url + "/sms/handler?key=")
+        assert handler_url(world).startswith(proxy.url + "/sms/handler?key=")
         assert bound(world) == [(event, proxy.url + "/sms/install") for event in EVENTS]
-        assert world.portal.send_message("+79990000000", "text")[1] == 200
+        send(world, "text")
         until(lambda: world.smsru.sent)
         assert world.portal.fire("ONAPPUPDATE") == 200
-        assert handler(world).startswith(proxy.url + "/sms/handler?key=")
+        assert handler_url(world).startswith(proxy.url + "/sms/handler?key=")
     finally:
         proxy.stop()
 
@@ -343,22 +333,22 @@ def test_a_wrong_public_url_is_told_in_words(world):
 def test_public_url_keeps_its_path(world, given):
     world.start_app(STATUSES_EVERY=0, PUBLIC_URL=given)
     assert install(world).status_code == 200
-    assert handler(world).startswith("https://mydomain.ru/sms/handler?key=")
+    assert handler_url(world).startswith("https://mydomain.ru/sms/handler?key=")
     assert bound(world) == [(event, "https://mydomain.ru/sms/install") for event in EVENTS]
 
 
 # Events ----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("old_portal", [False, True])
-def test_a_rest_only_installation_registers_the_sender_from_the_server(world, old_portal):
-    world.portal.old_portal = old_portal
+def test_a_rest_only_installation_registers_the_sender_from_the_server(world):
     app = world.start_app(STATUSES_EVERY=0, SMS_API_KEY=GOOD_KEY)
-    for _ in range(2):  # the second time everything is there already
+    for steps in (["update", "add"], ["update"]):  # the second time everything is there already
+        world.portal.requests.clear()
         assert world.portal.fire("ONAPPINSTALL") == 200
-        assert list(world.portal.senders) == ["fastsms"]
-        assert handler(world).startswith(app.url + "handler?key=")
+        assert methods(world, "sender.") == [f"messageservice.sender.{one}" for one in steps]
+        assert len(world.portal.senders) == 1
+        assert handler_url(world).startswith(app.url + "handler?key=")
         assert bound(world) == [(event, app.url + "install") for event in EVENTS]
-    assert world.portal.send_message("+79990000000", "text")[1] == 200
+    send(world, "text")
     until(lambda: [one["msg"] for one in world.smsru.sent] == ["text"])
     assert settings(app)["refresh_token"] in world.oauth.refresh
 
@@ -369,15 +359,23 @@ def test_a_rest_only_installation_moves_to_where_its_next_event_arrives(world):
     first.stop()
     second = world.start_app(STATUSES_EVERY=0, SMS_API_KEY=GOOD_KEY, DATA_DIR=first.data)
     assert world.portal.fire("ONAPPINSTALL", second.url + "install") == 200
-    assert handler(world).startswith(second.url + "handler?key=")
+    assert handler_url(world).startswith(second.url + "handler?key=")
     assert bound(world) == [(event, second.url + "install") for event in EVENTS]
 
 
-@pytest.mark.parametrize("method", ["sender.delete", "sender.add", "event.bind"])
+def failing(method):
+    """Trouble at the portal: one method breaks."""
+    return lambda _, path, fields: (
+        (500, {"error": "INTERNAL_SERVER_ERROR"}, {}) if path.endswith(method + ".json") else None)
+
+
+STEPS = ["sender.update", "sender.add", "event.bind"]
+
+
+@pytest.mark.parametrize("method", STEPS)
 def test_a_rest_only_installation_says_what_bitrix24_refused(world, method):
     world.start_app(STATUSES_EVERY=0, SMS_API_KEY=GOOD_KEY)
-    world.portal.trouble = lambda _, path, fields: (
-        (404, {"error": "ERROR_METHOD_NOT_FOUND"}, {}) if path.endswith(method + ".json") else None)
+    world.portal.trouble = failing(method)
     assert world.portal.fire("ONAPPINSTALL") == 503
     assert "public_url" not in settings(world.app)
 
@@ -386,40 +384,59 @@ def test_a_saved_key_wins_over_the_variable(world):
     world.smsru.keys.add("the saved key")
     world.start_app(STATUSES_EVERY=0, SMS_API_KEY="the key of the environment")
     assert install(world, "the saved key").status_code == 200
-    assert world.portal.send_message("+79990000000", "text")[1] == 200
+    send(world, "text")
     until(lambda: world.smsru.sent)
     assert world.smsru.requests[-1][1]["api_id"] == "the saved key"
 
 
 def test_an_update_registers_again_and_brings_a_new_application_token(ours):
     world, app = ours, ours.app
-    before, old_handler = settings(app), handler(world)
+    old_handler = handler_url(world)
+    world.portal.requests.clear()
     assert world.portal.fire("ONAPPUPDATE") == 200
-    assert handler(world) == old_handler
+    assert handler_url(world) == old_handler
     assert bound(world) == [(event, app.url + "install") for event in EVENTS]
     after = settings(app)
     assert after["application_token"] == world.portal.application_token
     assert after["access_token"] in world.oauth.tokens
     assert GOOD_KEY in json.dumps(after)
-    assert world.portal.send_message("+79990000000", "with the new token")[1] == 200
-    world.portal.application_token = before["application_token"]
-    assert world.portal.send_message("+79990000000", "with the old one")[1] == 403
-    until(lambda: world.smsru.sent)
-    assert [one["msg"] for one in world.smsru.sent] == ["with the new token"]
+    registered = ["messageservice.sender.update", "messageservice.sender.add"]
+    assert methods(world, "sender.") == registered, "nothing is deleted first"
+    assert methods(world, "event.") == ["event.bind"] * 2
+    send(world, "after the update")
+    until(lambda: [one["msg"] for one in world.smsru.sent] == ["after the update"])
+
+
+@pytest.mark.parametrize("method", STEPS)
+def test_an_update_that_fails_is_repaired_by_save(ours, method):
+    world, old_handler = ours, handler_url(ours)
+    world.portal.trouble = failing(method)
+    assert world.portal.fire("ONAPPUPDATE") == 503
+    assert world.portal.senders == {}
+    world.portal.trouble = None
+    browser = Browser(world)
+    browser.open("index")
+    answer = browser.save(api_key="")
+    assert answer.status_code == 200, answer.text
+    browser.register(answer.json()["sender"])
+    assert handler_url(world) == old_handler
+    assert bound(world) == [(event, world.app.url + "install") for event in EVENTS]
+    send(world, "after Save")
+    assert world.portal.fire("ONAPPUNINSTALL") == 200, "the token that came with the update counts"
 
 
 @pytest.mark.parametrize(("clean", "left"), [(1, []), (0, ["waits.json"])])
 def test_an_uninstall_removes_tokens_key_and_secret(ours, clean, left):
     world, app = ours, ours.app
     wait_in_queue(world)
-    known, url = settings(app), handler(world)
+    known, url, code = settings(app), handler_url(world), code_of(world)
     assert world.portal.fire("ONAPPUNINSTALL", CLEAN=clean) == 200
     text = json.dumps(settings(app))
     for secret in (GOOD_KEY, url.partition("key=")[2], known["access_token"],
                    known["refresh_token"], known["application_token"]):
         assert secret not in text
     assert [path.name for path in app.queue()] == left
-    answer = requests.post(url, data={"code": "fastsms", "message_id": "late"}, timeout=10)
+    answer = requests.post(url, data={"code": code, "message_id": "late"}, timeout=10)
     assert (answer.status_code, answer.json()["error"]) == (503, "NOT_INSTALLED")
     assert [path.name for path in app.queue()] == left
     second = world.another_portal()  # nothing ties the app to the first portal any longer
@@ -438,6 +455,18 @@ def test_an_uninstall_without_the_right_token_changes_nothing(ours, token):
     assert (answer.status_code, answer.json()["error"]) == (403, "WRONG_EVENT")
     assert (app.data / "settings.json").read_bytes() == before
     assert len(app.queue()) == 1
+
+
+def test_an_uninstall_is_proven_by_the_last_application_token_only(ours):
+    world, old = ours, ours.portal.application_token
+    assert world.portal.fire("ONAPPUPDATE") == 200
+    new, world.portal.application_token = world.portal.application_token, old
+    here = world.app.url + "install"
+    assert world.portal.fire("ONAPPUNINSTALL", here) == 403
+    assert GOOD_KEY in json.dumps(settings(world.app))
+    world.portal.application_token = new
+    assert world.portal.fire("ONAPPUNINSTALL", here) == 200
+    assert settings(world.app) == {}
 
 
 @pytest.mark.parametrize("token", [None, ""])

@@ -1,21 +1,35 @@
-"""post(): lines that break, answers that are none, and whom a refused token calls."""
+"""post(): lines that break, statuses that say little, and whom a refused token calls."""
 import gzip
 import json
 import os
 import socket
 import ssl
+import struct
 import threading
-import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
 import trustme
-from portal import Browser, free_port, until
-from test_queue import calls, logged, make_due, one_pass, read, send, settled, tried
+from pretend import Browser, World, free_port, install, until
+from steps import (
+    calls,
+    folder_of,
+    forget,
+    installed_app,
+    make_due,
+    one_pass,
+    outcomes,
+    read,
+    reset,
+    rests,
+    send,
+    settled,
+    tried,
+)
 
-MIB = 1024 * 1024
+RETRY_AFTER = 60  # seconds
 
 
 class Operator(BaseHTTPRequestHandler):
@@ -32,13 +46,13 @@ class Operator(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def operator(answer, context=None):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Operator)
+def operator(answer, context=None, port=0):
+    server = ThreadingHTTPServer(("127.0.0.1", port), Operator)
     server.received, server.answer = [], answer
     server.handle_error = lambda *_: None  # the app ends the line, as it should
     if context:
         server.socket = context.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield server
     finally:
@@ -46,13 +60,62 @@ def operator(answer, context=None):
         server.server_close()
 
 
+def certificate(authority, host="localhost"):
+    """How a server of this name speaks TLS, with a certificate by this authority."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(host).configure_cert(context)
+    return context
+
+
+@pytest.fixture(scope="module")
+def one_world():
+    with World() as world:
+        installed_app(world, RETRY_AFTER=RETRY_AFTER)
+        yield world
+
+
 @pytest.fixture
-def secure(tmp_path):
-    """A certificate for localhost, and the file that lets the app believe it."""
-    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
-    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
-    return context, {"REQUESTS_CA_BUNDLE": str(tmp_path / "authority.pem")}
+def shop(one_world):
+    """One world for the table of statuses, installed anew for each row."""
+    reset(one_world)
+    install(one_world)
+    return one_world
+
+
+@pytest.fixture(scope="module")
+def secure_world(tmp_path_factory):
+    """An installed world whose operator is at an https address, where nobody listens yet.
+
+    The app believes world.authority and no other; world.place is the operator's port.
+    """
+    authority, place = trustme.CA(), free_port()
+    path = tmp_path_factory.mktemp("tls") / "authority.pem"
+    authority.cert_pem.write_to_path(path)
+    with World() as world:
+        world.authority, world.place = authority, place
+        installed_app(world, RETRY_AFTER=RETRY_AFTER, REQUESTS_CA_BUNDLE=path)
+        moved(world, SimpleNamespace(server_port=place))
+        yield world
+
+
+@pytest.fixture
+def secure(secure_world):
+    """The same, nothing waiting."""
+    forget(secure_world.app)
+    return secure_world
+
+
+@pytest.fixture(scope="module")
+def silent():
+    """A message at an operator that says nothing; begun early, for it takes half a minute."""
+    ended = threading.Event()
+    with World() as world, operator(lambda _: ended.wait(60)) as server:
+        installed_app(world, RETRY_AFTER=RETRY_AFTER)
+        moved(world, server, "http")
+        message_id = send(world, "is anybody there")
+        until(lambda: server.received)
+        yield world.app, message_id
+        ended.set()
 
 
 @pytest.fixture
@@ -63,98 +126,196 @@ def on_its_way(installed):
     make_due(installed.app)
 
 
-def moved(world, server, scheme="https", **env):
+def moved(world, server, scheme="https", host="localhost"):
     """The same app, its operator at another address from now on."""
     world.app.stop()
-    world.app.env.update(env, SMSRU_URL=f"{scheme}://localhost:{server.server_port}")
+    world.app.env.update(SMSRU_URL=f"{scheme}://{host}:{server.server_port}")
     world.app.start()
 
 
+# What is said once, and what a doubt costs -------------------------------------------------------
+
+def tried_once(world, message_id, times=1):
+    """Wait until this try has ended sending; that sending rests is written down last."""
+    tried(world.app, message_id, times)
+    until(lambda: rests(world.app) > 0, message="sending does not rest")
+
+
+def waits(world, message_id, outcome):
+    """Nothing was taken: it is tried as often as it takes, and not once is it a doubt."""
+    tried_once(world, message_id)
+    for times in (2, 3, 4):
+        make_due(world.app)
+        one_pass(world)  # sends, or leaves it to a sender that has not let go yet
+        tried_once(world, message_id, times)
+    assert outcomes(world.app, message_id) == [outcome] * 4
+    assert folder_of(world.app, message_id) == "new"
+    message = read(world.app, message_id)
+    assert (message["in_doubt"], bool(message["text"])) == (False, True)
+    assert world.portal.messages[message_id]["history"] == ["sent"]
+
+
+def doubts(world, message_id):
+    """It may be sent: tried once more, never more often, then the portal is told "failed"."""
+    tried_once(world, message_id)
+    assert read(world.app, message_id)["in_doubt"] is True
+    history = world.portal.messages[message_id]["history"]
+
+    def told():
+        make_due(world.app)
+        one_pass(world)
+        return len(history) > 1
+    until(told, message="nobody told the portal")
+    assert history == ["sent", "failed"]
+    assert outcomes(world.app, message_id) == ["in doubt"] * 2
+    assert folder_of(world.app, message_id) is None
+
+
+HTML = "<html><title>Bad gateway</title></html>"
+SAYS_NOTHING = [500, 501, 502, 504, 505, 508, 520, 599, 302, 307, 400, 403, 404, 200, 204]
+
+
+@pytest.mark.usefixtures("silent")
+@pytest.mark.parametrize("status", SAYS_NOTHING)
+def test_a_status_that_does_not_say_what_became_of_the_message_is_a_doubt(shop, status):
+    """A gateway may say 502 after the operator has taken the message."""
+    elsewhere = {"Location": shop.smsru.url + "/elsewhere"} if 300 <= status < 400 else {}
+    shop.smsru.trouble = lambda method, path, fields: (
+        (status, "" if status == 204 else HTML, elsewhere) if path == "/sms/send" else None)
+    doubts(shop, send(shop, "who knows"))
+    assert len(calls(shop.smsru, "/sms/send")) == 2
+    assert not calls(shop.smsru, "/elsewhere")
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(503, "down"), (429, "busy")])
+@pytest.mark.parametrize("body", [HTML, {"status": "ERROR", "status_code": 202}, ""])
+def test_a_status_that_says_that_nothing_was_taken_lets_the_message_wait(
+        shop, status, outcome, body):
+    shop.smsru.trouble = lambda method, path, fields: (
+        (status, body, {}) if path == "/sms/send" else None)
+    message_id = send(shop, "not now")
+    waits(shop, message_id, outcome)
+    assert one_pass(shop)["errors"] == {"operator": outcome}
+    assert 0 < rests(shop.app) <= RETRY_AFTER
+    shop.smsru.trouble = None
+    make_due(shop.app)
+    one_pass(shop)
+    settled(shop.app, message_id)
+
+
+# Lines that break --------------------------------------------------------------------------------
+
 def not_tls(connection):
+    """In the answer, where the rest of the line must be TLS."""
     os.write(connection.connection.fileno(), b"What is this? No record of TLS.")
 
 
-def test_a_line_that_loses_its_tls_after_the_request_leaves_a_doubt(installed, secure):
-    """The operator has the message: "unreachable" would send it again, and again."""
-    context, trust = secure
-    with operator(not_tls, context) as server:
-        moved(installed, server, **trust)
-        message_id = send(installed, "who knows")
-        tried(installed.app, message_id)
-        assert len(server.received) == 1
-    assert logged(installed.app, "send", message_id)[0]["outcome"] == "in doubt"
-    assert read(installed.app, message_id)["doubts"] == 1
+def no_answer(connection):
+    connection.connection.close()
 
 
-def test_an_operator_whose_certificate_is_wrong_gets_nothing_and_the_message_waits(
-        installed, secure):
-    with operator(not_tls, secure[0]) as server:
-        moved(installed, server)
-        message_id = send(installed, "a secret")
-        tried(installed.app, message_id)
-        assert server.received == []
-    assert logged(installed.app, "send", message_id)[0]["outcome"] == "down"
-    assert read(installed.app, message_id)["doubts"] == 0
+def half_an_answer(connection):
+    connection.wfile.write(b'HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n{"status": "OK", ')
 
 
-def test_a_redirect_is_not_followed_and_its_body_is_not_read_to_the_end(installed):
-    sent, ended = [], threading.Event()
+def half_a_head(connection):
+    connection.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Le")
 
-    def redirect(connection):
-        connection.send_response(302)
-        connection.send_header("Location", installed.smsru.url + "/sms/send")
-        connection.end_headers()
-        try:
-            for _ in range(64):
-                sent.append(connection.wfile.write(b" " * MIB))
-        finally:
-            ended.set()
-    with operator(redirect) as server:
-        moved(installed, server, "http")
-        message_id = send(installed, "not there")
-        tried(installed.app, message_id)
-        until(ended.is_set, message="the app keeps the line")
-    assert sum(sent) < 32 * MIB
-    assert not calls(installed.smsru, "/sms/send")
+
+def not_http(connection):
+    connection.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+
+def reset_line(connection):
+    linger = struct.pack("ii", 1, 0)
+    connection.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    connection.connection.close()
+
+
+def not_gzip(connection):
+    connection.send_response(200)
+    connection.send_header("Content-Encoding", "gzip")
+    connection.end_headers()
+    connection.wfile.write(b"not compressed at all")
+
+
+@pytest.mark.parametrize("answer", [
+    not_tls, no_answer, half_an_answer, half_a_head, not_http, reset_line, not_gzip])
+def test_a_line_that_breaks_after_the_request_is_a_doubt(secure, answer):
+    """The operator has the message: "down" would send it again, and again."""
+    with operator(answer, certificate(secure.authority), secure.place) as server:
+        doubts(secure, send(secure, "who knows"))
+        assert len(server.received) == 2
 
 
 @contextmanager
-def closed_at_once():
+def before_tls(port, last_words=b""):
     """Takes each connection, and ends it before TLS is agreed upon."""
-    line, met = socket.create_server(("127.0.0.1", 0)), []
+    line, met = socket.create_server(("127.0.0.1", port)), []
 
     def take():
         with suppress(OSError):
             while True:
                 with line.accept()[0] as one:
                     met.append(one.recv(3))
+                    one.sendall(last_words)
     threading.Thread(target=take, daemon=True).start()
-    with line:
-        yield SimpleNamespace(server_port=line.getsockname()[1]), met
+    try:
+        yield met
+    finally:
+        line.shutdown(socket.SHUT_RDWR)  # or the thread goes on listening
+        line.close()
 
 
-def test_a_line_that_does_not_get_as_far_as_tls_leaves_no_doubt(installed):
-    """Nothing went out: two such tries must not make a message "failed"."""
-    with closed_at_once() as (server, met):
-        moved(installed, server)
-        message_id = send(installed, "not out yet")
-        tried(installed.app, message_id)
-        for _ in range(2):
-            make_due(installed.app)
-            assert one_pass(installed)["errors"] == {"operator": "down"}
-    assert met
-    assert read(installed.app, message_id)["doubts"] == 0
+@pytest.mark.parametrize("last_words", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_a_line_that_does_not_get_as_far_as_tls_is_a_doubt_too(secure, last_words):
+    """Which of TLS's troubles come before the request, no exception's type says."""
+    with before_tls(secure.place, last_words) as met:
+        doubts(secure, send(secure, "not out yet"))
+    assert len(met) == 2
 
 
-def test_a_line_that_is_refused_is_tried_twice_more_before_the_message_has_to_wait(installed):
-    """Pauses of 0 and 0.6 seconds, by urllib3's Retry: an operator that restarts holds nothing up."""
-    moved(installed, SimpleNamespace(server_port=free_port()), "http")
-    began = time.monotonic()
-    message_id = send(installed, "is anybody there")
-    tried(installed.app, message_id)
-    assert time.monotonic() - began > 0.6
-    assert logged(installed.app, "send", message_id)[0]["outcome"] == "down"
+def stranger(world):
+    return operator(not_tls, certificate(trustme.CA()), world.place)
 
+
+def other_host(world):
+    return operator(not_tls, certificate(world.authority, "example.org"), world.place)
+
+
+def nobody(world):
+    return nullcontext(SimpleNamespace(received=[]))
+
+
+@pytest.mark.parametrize("at_the_place", [stranger, other_host, nobody])
+def test_where_no_trusted_operator_answers_the_call_nothing_goes_out_and_the_message_waits(
+        secure, at_the_place):
+    with at_the_place(secure) as server:
+        message_id = send(secure, "a secret")
+        waits(secure, message_id, "down")
+        assert server.received == []
+
+
+def test_a_call_that_is_not_answered_at_all_sent_nothing(secure):
+    """Five seconds of TIMEOUT: the place takes no more calls, as a firewall that drops them."""
+    with socket.create_server(("127.0.0.1", secure.place), backlog=0), ExitStack() as crowd:
+        for _ in range(3):  # more than the one that the place has room for
+            one = crowd.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", secure.place))
+        message_id = send(secure, "let me in")
+        until(lambda: outcomes(secure.app, message_id), 20)
+    assert outcomes(secure.app, message_id) == ["down"]
+    tried_once(secure, message_id)
+    assert read(secure.app, message_id)["in_doubt"] is False
+
+
+def test_a_host_that_nobody_knows_gets_nothing_and_the_message_waits(installed):
+    moved(installed, SimpleNamespace(server_port=443), host="no-such-operator.invalid")
+    waits(installed, send(installed, "to whom"), "down")
+
+
+# What is answered --------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("error", [True, None, 7, {"code": "x"}])
 @pytest.mark.usefixtures("on_its_way")
@@ -189,8 +350,9 @@ def test_an_answer_may_be_compressed(installed):
         connection.send_response(200)
         connection.send_header("Content-Encoding", "gzip")
         connection.end_headers()
-        connection.wfile.write(gzip.compress(json.dumps({"status": "OK", "sms": {"7": {
-            "status": "OK", "status_code": 100, "sms_id": "202648-1"}}}).encode()))
+        connection.wfile.write(gzip.compress(json.dumps({
+            "status": "OK", "status_code": 100, "sms": {"79255070602": {
+                "status": "OK", "status_code": 100, "sms_id": "202648-1"}}}).encode()))
     with operator(compressed) as server:
         moved(installed, server, "http")
         message_id = send(installed, "small")
@@ -201,7 +363,7 @@ def test_an_answer_may_be_compressed(installed):
 @pytest.mark.parametrize(("answer", "error"), [
     ((400, {"error": "invalid_grant"}, {}), "invalid_grant: an administrator must"),
     ((401, {"error": "invalid_client"}, {}), "invalid_client: an administrator must"),
-    ((401, {"error": "wrong_client"}, {}), "invalid_grant: an administrator must"),
+    ((401, {"error": "wrong_client"}, {}), "wrong_client: an administrator must"),
     ((402, {"error": "PAYMENT_REQUIRED"}, {}), "PAYMENT_REQUIRED"),
     ((429, "", {}), "HTTP_429"), ((200, {}, {}), "oauth_server")])
 @pytest.mark.usefixtures("on_its_way")
@@ -214,11 +376,17 @@ def test_an_administrator_is_called_only_where_he_can_help(installed, answer, er
 
 
 @pytest.mark.usefixtures("on_its_way")
-def test_a_token_that_no_request_can_carry_is_an_error_with_a_name(installed):
+def test_a_token_that_is_no_text_is_an_error_with_a_name_and_save_heals_it(installed):
     installed.portal.expire_tokens()
     installed.oauth.trouble = lambda method, path, fields: (
         200, r'{"access_token": "\ud800", "refresh_token": "\ud800"}', {})
-    assert one_pass(installed)["errors"]["portal"] == "no_answer"
+    for _ in range(2):  # as it came, and as it was saved
+        make_due(installed.app)
+        assert one_pass(installed)["errors"]["portal"].startswith("invalid_token: an administrator")
+    installed.oauth.trouble = None
+    assert install(installed).status_code == 200
+    make_due(installed.app)
+    assert one_pass(installed)["delivered"] == 1
 
 
 @pytest.mark.parametrize("code", ["expired_token", "invalid_token", "NO_AUTH_FOUND"])
@@ -226,3 +394,11 @@ def test_a_token_that_no_request_can_carry_is_an_error_with_a_name(installed):
 def test_where_the_portal_knows_no_token_of_ours_an_administrator_is_called(installed, code):
     installed.portal.trouble = lambda method, path, fields: (401, {"error": code}, {})
     assert one_pass(installed)["errors"]["portal"].startswith(f"{code}: an administrator must")
+
+
+def test_an_operator_that_is_silent_for_half_a_minute_leaves_a_doubt(silent):
+    app, message_id = silent
+    until(lambda: outcomes(app, message_id), 40)
+    tried(app, message_id)
+    assert outcomes(app, message_id) == ["in doubt"]
+    assert read(app, message_id)["in_doubt"] is True

@@ -5,8 +5,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from portal import GOOD_KEY, World, install, until
-from smsru import COST
+from pretend import GOOD_KEY, World, install, until
+from pretend.smsru import COST
 from steps import (
     HOUR,
     NOTHING,

@@ -12,8 +12,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from portal import Box, Party
-from tab import Tab
+from pretend import Box, Party
+from pretend.tab import Tab
 
 PACKAGE = "@bitrix24/b24jssdk@2"
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>A foreign application</title>

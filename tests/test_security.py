@@ -7,8 +7,20 @@ from urllib.parse import urlencode
 
 import pytest
 import requests
-from portal import ADMINISTRATOR, EMPLOYEE, GOOD_KEY, Browser, World, install, until
-from wire import Party
+from pretend import ADMINISTRATOR, EMPLOYEE, GOOD_KEY, Browser, World, install, until
+from pretend.wire import Party
+from steps import (
+    code_of,
+    folder_of,
+    handler_url,
+    make_due,
+    one_pass,
+    outcomes,
+    send,
+    settled,
+    stored,
+    tried,
+)
 
 FRAME = ("AUTH_ID", "REFRESH_ID", "APPLICATION_TOKEN")
 EVENT = ("auth[access_token]", "auth[refresh_token]", "auth[application_token]")
@@ -29,7 +41,7 @@ def home():
     with World() as world:
         world.start_app(RETRY_AFTER=1, STATUSES_EVERY=0)
         assert install(world).status_code == 200
-        world.handler = world.portal.senders["fastsms"]["HANDLER"]
+        world.handler, world.code = handler_url(world), code_of(world)
         world.key = world.handler.partition("key=")[2]
         world.elsewhere = world.another_portal()
         yield world
@@ -44,8 +56,12 @@ def catcher():
 
 def state(world):
     """Everything that a stranger might want to change."""
-    return ((world.app.data / "settings.json").read_bytes(), dict(world.portal.senders),
+    return (saved(world), dict(world.portal.senders),
             list(world.portal.bindings), world.app.queue())
+
+
+def saved(world):
+    return (world.app.data / "settings.json").read_text("utf-8")
 
 
 def post(url, fields=None, **more):
@@ -92,12 +108,12 @@ def test_a_forged_token_is_refused_and_changes_nothing(home, path, kind, error):
 
 
 def test_the_tokens_of_a_message_are_never_kept(home):
-    before = (home.app.data / "settings.json").read_bytes()
-    fields = home.portal.message_fields("+79990000000", "text", "tokens", "fastsms",
+    before = saved(home)
+    fields = home.portal.message_fields("+79990000000", "text", "tokens", home.code,
                                         author=EMPLOYEE)
     assert post(home.handler, {**fields, "auth[refresh_token]": "r" * 70}).status_code == 200
-    until(lambda: home.smsru.sent)
-    assert (home.app.data / "settings.json").read_bytes() == before
+    settled(home.app, "tokens")
+    assert saved(home) == before
 
 
 # The secret in our own URLs --------------------------------------------------------------------
@@ -113,18 +129,20 @@ def test_only_the_right_key_opens(home, path):
     for query in WRONG_KEYS:
         url = f"{home.app.url}{path}?{query.format(key=home.key)}"
         answer = requests.request(method, url, timeout=10,
-                                  data={"code": "fastsms", "message_id": "forged"})
+                                  data={"code": home.code, "message_id": "forged"})
         assert (answer.status_code, answer.json()["error"]) == (403, "WRONG_KEY"), query
     assert state(home) == before
 
 
-@pytest.mark.parametrize("token", ["", "wrong", "токен"])
-def test_a_wrong_application_token_is_refused_in_spite_of_the_right_key(home, token):
-    before = state(home)
-    answer = post(home.handler, {"code": "fastsms", "message_id": "forged", "message_to": "+7999",
-                                 "message_body": "text", "auth[application_token]": token})
-    assert (answer.status_code, answer.json()["error"]) == (403, "WRONG_APPLICATION_TOKEN")
-    assert state(home) == before
+@pytest.mark.parametrize("token", [None, "", "wrong", "токен"])
+def test_the_handler_believes_its_key_alone(home, token):
+    """Whoever forges leaves application_token out, and a changed one would lose a message."""
+    fields = {"code": home.code, "message_id": f"token-{token}".encode().hex(), "message_to": PHONE,
+              "message_body": f"with the token {token}", "auth[application_token]": token}
+    before = saved(home)
+    assert post(home.handler, fields).status_code == 200
+    settled(home.app, fields["message_id"])
+    assert saved(home) == before
 
 
 def test_before_the_installation_nothing_is_open(world, app):
@@ -161,38 +179,68 @@ def test_no_address_of_a_request_is_used(world, app, catcher):
     assert list(catcher.requests) == []
     assert answers[1].json()["sender"]["HANDLER"].startswith(app.url)
     assert {one["handler"] for one in world.portal.bindings} == {app.url + "install"}
-    assert str(catcher.port) not in (app.data / "settings.json").read_text("utf-8")
+    assert str(catcher.port) not in saved(world)
 
 
-def test_oauth_server_and_operator_are_never_followed_elsewhere(world, catcher):
-    world.start_app(RETRY_AFTER=0.1, STATUSES_EVERY=0)
-    browser = Browser(world)
+def away(catcher, status):
+    """Trouble: whatever is asked for is at a stranger's now."""
+    return lambda method, path, fields: (status, "", {"Location": catcher.url + path})
+
+
+REDIRECTS = [301, 302, 307, 308]
+
+
+@pytest.mark.parametrize("status", REDIRECTS)
+def test_oauth_server_and_operator_are_never_followed_elsewhere(world, catcher, status):
+    app, browser = world.start_app(RETRY_AFTER=0.1, STATUSES_EVERY=0), Browser(world)
     browser.open("install")
-    for status in (301, 302, 307, 308):
-        def away(method, path, fields, status=status):
-            return status, "", {"Location": catcher.url + path}
-
-        world.oauth.trouble = away
-        assert browser.save(api_key=GOOD_KEY).status_code in (403, 503)
-        world.oauth.trouble, world.smsru.trouble = None, away
-        assert browser.save(api_key=GOOD_KEY).status_code == 503  # /auth/check
-        world.smsru.trouble = None
-        assert install(world).status_code == 200
-        world.smsru.trouble = away
-        assert world.portal.send_message("+79990000000", "text")[1] == 200
-        until(lambda: world.smsru.requests[-1][0] == "/sms/send")
-        world.smsru.trouble = None
-    waiting = world.app.queue()
-    until(lambda: all(json.loads(path.read_text("utf-8"))["tries"] for path in waiting))
-    for path in waiting:
-        os.utime(path, (1000, 1000))
+    world.oauth.trouble = away(catcher, status)
+    assert browser.save(api_key=GOOD_KEY).json()["error"] == "OAUTH_SERVER"
+    world.oauth.trouble, world.smsru.trouble = None, away(catcher, status)
+    assert browser.save(api_key=GOOD_KEY).json()["error"] == "OPERATOR_DOWN"  # /auth/check
+    world.smsru.trouble = None
+    assert install(world).status_code == 200
+    world.smsru.trouble = away(catcher, status)
+    message_id = send(world, "text")
+    tried(app, message_id)
+    assert outcomes(app, message_id) == ["in doubt"]
+    world.smsru.trouble = None
+    make_due(app)
+    one_pass(world)  # it is sent
+    settled(app, message_id)
+    world.smsru.trouble = away(catcher, status)
+    assert one_pass(world)["errors"]["operator"]  # /sms/status
+    world.smsru.trouble, world.smsru.delay, world.oauth.trouble = None, 0, away(catcher, status)
     world.portal.expire_tokens()
-    world.smsru.delay, world.oauth.trouble = 0, away
-    for _ in range(2):  # it is sent, then it is reported
-        code, _ = world.app.run("statuses")
-    assert code == 1
+    make_due(app)
+    assert one_pass(world)["errors"]["portal"]
     assert [path for path, _ in world.oauth.requests][-1] == "/oauth/token/"
     assert list(catcher.requests) == []
+
+
+LOCATIONS = ["{url}/rest/batch.json", "//{place}/rest/batch.json", "http://{place}@{place}/",
+             "/elsewhere", ""]
+
+
+@pytest.mark.parametrize(("status", "location"), [
+    *[(302, location) for location in LOCATIONS], (301, LOCATIONS[0]), (307, LOCATIONS[0]),
+    (308, LOCATIONS[0])])
+def test_no_location_of_a_portal_is_followed(home, catcher, status, location):
+    message_id = send(home, "text")
+    settled(home.app, message_id)
+    place = catcher.url.partition("//")[2]
+    headers = {"Location": location.format(url=catcher.url, place=place)} if location else {}
+    home.smsru.delay, home.portal.trouble = 0, lambda *request: (status, "", headers)
+    home.portal.requests.clear()
+    try:
+        make_due(home.app)
+        assert one_pass(home)["errors"]["portal"] == f"HTTP_{status}"
+    finally:
+        home.portal.trouble = None
+    assert len(home.portal.requests) == (2 if status == 302 else 1)
+    assert list(catcher.requests) == []
+    assert json.loads(saved(home))["client_endpoint"] == home.portal.endpoint
+    assert folder_of(home.app, message_id) == "sent", "it waits for the portal"
 
 
 @pytest.mark.parametrize(("variable", "error"), [
@@ -280,18 +328,20 @@ def test_a_body_over_100_kb_is_refused_before_it_is_read(home, path):
 
 
 def test_a_body_of_100_kb_is_taken(home):
-    fields = {"code": "fastsms", "message_id": "big-but-fine", "message_to": "+79990000000",
+    fields = {"code": home.code, "message_id": "big-but-fine", "message_to": "+79990000000",
               "message_body": ""}
     fields["message_body"] = "x" * (100 * 1024 - len(urlencode(fields)))
     assert post(home.handler, fields).status_code == 200
+    settled(home.app, "big-but-fine")
 
 
 @pytest.mark.parametrize(("length", "status"), [
     ("50", 400), ("-1", 413), ("ten", 413), ("1e2", 413), ("²", 413)])
 def test_a_body_that_is_not_as_announced_is_refused(home, length, status):
     before = state(home)
+    body = f"code={home.code}&message_id=short"
     line, answer = raw(home, f"POST /handler?key={home.key} HTTP/1.1\nHost: x\n"
-                             f"Content-Length: {length}\n\n", b"code=fastsms&message_id=short")
+                             f"Content-Length: {length}\n\n", body.encode())
     assert f" {status} " in line, answer
     assert ("INCOMPLETE" if status == 400 else "TOO_LARGE") in answer
     assert state(home) == before
@@ -313,32 +363,31 @@ def test_a_broken_request_line_is_answered_and_leaves_no_trace(home, line, statu
 
 # Files and leaks -------------------------------------------------------------------------------
 
-def modes(folder):
-    """{path: mode} of a folder and everything below it."""
-    return {str(path): oct(stat.S_IMODE(path.lstat().st_mode))
-            for path in [folder, *folder.rglob("*")]}
+def too_open(folder):
+    """{path: mode} of all in a folder, itself included, that is not for its owner alone."""
+    modes = {path: oct(stat.S_IMODE(path.lstat().st_mode))
+             for path in [folder, *folder.rglob("*")]}
+    return {path: mode for path, mode in modes.items()
+            if mode != ("0o700" if path.is_dir() else "0o600")}
 
 
 def test_files_are_0600_and_folders_0700(world):
-    app = world.new_app(STATUSES_EVERY=0, RETRY_AFTER=0.1)
-    for folder in (app.data, app.data / "queue", app.data / "logs"):  # from git, or from a backup
+    app = world.new_app(STATUSES_EVERY=0)
+    for name in ("", "queue", "queue/new", "logs"):  # from git, or from a backup
+        folder = app.data / name
         folder.mkdir()
         os.chmod(folder, 0o755)
     world.app = app.start()
     world.portal.app_url = app.url
-    found = modes(app.data)  # made so at start
-    assert set(found.values()) == {"0o700"}
-    assert str(app.data / "queue") in found
+    assert (app.data / "queue" / "failed").is_dir()
+    assert too_open(app.data) == {}, "made so at start"
     install(world)
     world.smsru.down = True
-    world.portal.send_message("+79990000000", "text")
-    until(lambda: world.smsru.requests[-1][0] == "/sms/send")
-    until(lambda: app.run("statuses")[0] == 1)  # as soon as the message is due again
+    tried(app, send(world, "text"))
+    assert app.run("statuses")[0] == 1
     assert len(app.queue()) == 1
     assert list(app.data.glob("logs/*.log"))
-    wrong = {path: mode for path, mode in modes(app.data).items()
-             if mode != ("0o700" if os.path.isdir(path) else "0o600")}
-    assert wrong == {}
+    assert too_open(app.data) == {}
 
 
 PHONE, TEXT, KEY = "+79161234567", "planted-text Секретный текст", "planted-operator-key-Wxyz"
@@ -376,9 +425,8 @@ def live(world):
     world.smsru.delay, world.smsru.trouble = 0, refuse_one
     world.smsru.codes["79161234568"] = 207
     for to, text in ((PHONE, TEXT), ("+79161234568", TEXT), (PHONE, "refuse me")):
-        assert world.portal.send_message(to, text)[1] == 200
-    until(lambda: not any(text in path.read_text("utf-8") for path in app.queue()
-                          for text in (TEXT, "refuse me")))
+        send(world, text, to)
+    until(lambda: all(message["sent"] for message in stored(app).values()))
     world.portal.expire_tokens()
     world.portal.trouble = portal_error
     seen += [requests.get(handler.replace("handler", "statuses"), timeout=10).text]
@@ -399,8 +447,8 @@ def test_planted_secrets_are_found_nowhere_but_in_settings_json(world):
     files = {str(path.relative_to(app.data)): path.read_text("utf-8")
              for path in app.data.rglob("*") if path.is_file() and path.name != "settings.json"}
     assert any(name.startswith("logs") and text for name, text in files.items())
-    saved = (app.data / "settings.json").read_text("utf-8")
-    assert KEY in saved
+    settings = saved(world)
+    assert KEY in settings
     tokens = {*world.oauth.tokens, *world.oauth.refresh, world.portal.application_token}
     secrets = {KEY, "planted-wrong-key", handler_key, world.portal.client_secret, TEXT,
                "planted-text", PHONE[1:], "79161234568"}
@@ -408,7 +456,7 @@ def test_planted_secrets_are_found_nowhere_but_in_settings_json(world):
     found = [(name, secret) for name, text in places.items()
              for secret in secrets | tokens if secret in text]
     found += [(name, secret) for name, text in pages.items() for secret in secrets | {
-        token for token in tokens if token in saved} - frame_tokens(world) if secret in text]
+        token for token in tokens if token in settings} - frame_tokens(world) if secret in text]
     assert found == []
 
 
@@ -419,9 +467,9 @@ def frame_tokens(world):
 
 def test_a_mistake_of_ours_shows_nothing(world, app):
     install(world)
-    handler = world.portal.senders["fastsms"]["HANDLER"]
+    url, code = handler_url(world), code_of(world)
     (app.data / "settings.json").write_text('{"access_token": "planted-token"', "utf-8")
-    answer = post(handler, {"code": "fastsms", "message_id": "one"})
+    answer = post(url, {"code": code, "message_id": "one"})
     assert (answer.status_code, answer.json()["error"]) == (500, "HTTP_500")
     assert answer.headers["Cache-Control"] == "no-store"
     for secret in ("planted-token", app.home, "app.py", "Traceback"):
@@ -430,6 +478,6 @@ def test_a_mistake_of_ours_shows_nothing(world, app):
 
 
 def test_settings_hold_no_more_than_they_must(home):
-    saved = json.loads((home.app.data / "settings.json").read_text("utf-8"))
-    assert home.portal.client_secret not in json.dumps(saved)
-    assert not {"APP_SID", "DOMAIN", "domain", "SERVER_ENDPOINT"} & set(saved)
+    settings = json.loads(saved(home))
+    assert home.portal.client_secret not in json.dumps(settings)
+    assert not {"APP_SID", "DOMAIN", "domain", "SERVER_ENDPOINT"} & set(settings)

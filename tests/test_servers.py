@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from portal import PHONE, ROOT, TEXT, App, World, install, until
-from test_queue import calls, doubted, forget, handler_url, received, send
+from pretend import PHONE, ROOT, TEXT, App, World, install, until
+from steps import calls, code_of, doubted, forget, handler_url, received, send
 
 SERVERS = {  # without nginx in front, waitress would stop at 100 connections that are kept open
     "waitress": ["waitress", "--threads=16", "--connection-limit=1000",
@@ -67,6 +67,7 @@ def served(one_world):
     if not one_world.app.running:
         one_world.app.start()
     one_world.smsru.delay = one_world.smsru.slow = 0
+    one_world.smsru.trouble = None
     one_world.smsru.sent.clear()
     one_world.oauth.requests.clear()
     forget(one_world.app)
@@ -85,7 +86,9 @@ def all_delivered(world, ids):
 def burst(world, count, connections=32):
     """Messages with a text of their own each; {message_id: text} of those answered 200."""
     texts = [f"Text {number}" for number in range(count)]
-    answers = world.portal.send_many([(PHONE, text) for text in texts], connections)
+    with ThreadPoolExecutor(connections) as pool:
+        answers = list(pool.map(
+            lambda text: world.portal.send_message(PHONE, text, code=code_of(world)), texts))
     return {one: text for (one, status), text in zip(answers, texts) if status == 200}
 
 
@@ -145,6 +148,25 @@ def test_a_killed_worker_is_replaced_and_loses_nothing(served):
     assert twice <= {one for one in taken if doubted(served.app, one)}
     assert all(received(served, text) for text in taken.values())
     assert not served.app.queue()
+
+
+@only_gunicorn
+def test_four_workers_send_like_one_eight_messages_at_a_time(served):
+    lock, under_way, peak = threading.Lock(), [], []
+
+    def slowly(method, path, fields):
+        if path == "/sms/send":
+            with lock:
+                under_way.append(path)
+                peak.append(len(under_way))
+            threading.Event().wait(0.05)
+            with lock:
+                under_way.pop()
+    served.smsru.trouble = slowly
+    taken = burst(served, 100)
+    until(lambda: cron(served) and all_delivered(served, taken), 20)
+    assert max(peak) == 8
+    assert sorted(one["msg"] for one in served.smsru.sent) == sorted(taken.values())
 
 
 @only_gunicorn

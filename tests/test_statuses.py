@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from portal import World, install, until
+from pretend import World, install, until
 from steps import (
     DAY,
     HOUR,

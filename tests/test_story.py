@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from portal import GOOD_KEY, ROOT, TEXT, Browser, until
+from pretend import GOOD_KEY, ROOT, TEXT, Browser, until
+from steps import code_of
 
 PATH = [sys.executable, str(ROOT / "tests" / "portal.py")]
 
@@ -62,7 +63,7 @@ def test_another_operator_is_tried_in_the_box_not_in_the_story():
 def test_the_same_story_with_demo(world):
     app = world.start_app(SMS_OPERATOR="demo", STATUSES_EVERY=0.2, RETRY_AFTER=1)
     assert Browser(world).install(api_key="any").status_code == 200
-    assert "demo" in world.portal.senders["fastsms"]["NAME"]
+    assert "demo" in world.portal.senders[code_of(world)]["NAME"]
     answers = [world.portal.send_message("+79990000000", TEXT, robot=robot)
                for robot in (False, True)]
     assert [status for _, status in answers] == [200, 200]

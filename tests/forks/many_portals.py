@@ -1,12 +1,12 @@
 """Many portals on many machines: DATABASE_URL=... python tests/forks/many_portals.py [statuses]
-All processes and passes share one PostgreSQL (no pooler before it, unless it keeps sessions). A
-request's secret picks its portal; without one its member_id does, which is not proven yet then."""
+All processes share one PostgreSQL (no pooler before it, unless it keeps sessions). A request's
+secret picks its portal; without one its member_id does, which is not proven yet then. A message
+is one row, its folder the column state: it moves in one step, so it never lies in two."""
 import json
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
 
 from psycopg_pool import ConnectionPool
 
@@ -14,9 +14,15 @@ sys.path.insert(0, __file__.rpartition("/tests/")[0])
 import app
 
 TABLES = """SELECT pg_advisory_xact_lock(1);
-CREATE TABLE IF NOT EXISTS settings (member_id text PRIMARY KEY, secret text UNIQUE, data json);
+CREATE TABLE IF NOT EXISTS settings (member_id text PRIMARY KEY, secret text UNIQUE, data json,
+    rests_until float8 DEFAULT 0, reason text);
 CREATE TABLE IF NOT EXISTS messages (member_id text REFERENCES settings ON DELETE CASCADE,
-    message_id text, due float8, data json, PRIMARY KEY (member_id, message_id))"""
+    message_id text, data json, state text DEFAULT 'new',
+    due float8 DEFAULT date_part('epoch', now()), PRIMARY KEY (member_id, message_id));
+CREATE INDEX IF NOT EXISTS due ON messages (member_id, state, due)"""
+MINE, NOW = "WHERE member_id = %(portal)s", "date_part('epoch', now())"
+THIS, KEY = MINE + " AND message_id = %(id)s", "(hashtextextended(%s, 0))"
+PORTAL = ContextVar("PORTAL", default="")  # member_id of the portal that is worked for
 app.logging.getLogger("psycopg.pool").disabled = True  # it quotes a mistyped URL, and its password
 
 
@@ -24,48 +30,95 @@ def alive(db):
     try:
         db.execute("")
     except Exception:
-        DATABASE.check()  # the others may be as dead
+        for pool in (DATABASE, LOCKS):  # the others may be as dead
+            pool.check()
         raise
 
 
-DATABASE = ConnectionPool(  # a lost database is looked for each 5 seconds
-    app.env("DATABASE_URL"), kwargs={"autocommit": True}, min_size=1, max_size=24, open=False,
-    reconnect_timeout=5, configure=lambda db: db.execute(TABLES), check=alive)
-PASSES = threading.BoundedSemaphore(8)  # each holds a connection, so do 8 senders: 8 are left
-TAKEN = threading.local()  # .db: the connection this thread has
-OURS = {"operator": app.SMS_OPERATOR, "code": app.SENDER_CODE}
-PORTAL = ContextVar("PORTAL", default="")  # member_id of the portal that is worked for
+DATABASE, LOCKS = (ConnectionPool(  # two: whoever holds a lock still finds a connection
+    app.env("DATABASE_URL"), kwargs={"autocommit": True}, min_size=1, max_size=most, open=False,
+    configure=lambda db: db.execute(TABLES), check=alive, reconnect_timeout=5) for most in (8, 32))
 
 
-@contextmanager
-def connected():
-    """One connection a thread, all the way down: nobody holds one and waits for another."""
+def sql(command, **values):
+    """For this portal. Out: the only column of what is found."""
     DATABASE.open()
-    taken = getattr(TAKEN, "db", None)
-    with nullcontext(taken) if taken else DATABASE.connection() as TAKEN.db:
-        try:
-            yield TAKEN.db
-        finally:
-            TAKEN.db = taken
-
-
-def sql(command, *values):
-    with connected() as db:
-        cursor = db.execute(command, values)
-        return cursor.fetchall() if cursor.description else cursor.rowcount  # how many changed
+    with DATABASE.connection() as db:
+        cursor = db.execute(command, {"portal": PORTAL.get(), **values})
+        return [value for value, in cursor] if cursor.description else []
 
 
 @contextmanager
 def locked(name, wait=True):
     """A portal's lock, between machines too; it dies with its owner's connection."""
-    name, attempt = f"{name} {PORTAL.get()}", "" if wait else "try_"
-    with connected():
-        if sql(f"SELECT pg_{attempt}advisory_lock(hashtextextended(%s, 0))", name)[0][0] is False:
+    name, attempt = [f"{name} {PORTAL.get()}"], "" if wait else "try_"
+    LOCKS.open()
+    with LOCKS.connection() as db:
+        if db.execute(f"SELECT pg_{attempt}advisory_lock{KEY}", name).fetchone() == (False,):
             raise BlockingIOError("somebody else has it")
         try:
             yield
         finally:
-            sql("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", name)
+            db.execute(f"SELECT pg_advisory_unlock{KEY}", name)
+
+
+class MyRest(app.CRest):
+    def get_setting_data(self):
+        return next(iter(sql(f"SELECT data FROM settings {MINE}")), {})
+
+    def set_setting_data(self, settings):
+        if not settings:  # its messages go along
+            return sql(f"DELETE FROM settings {MINE}")
+        app.require(settings["member_id"] == PORTAL.get(), 403, "OTHER_PORTAL: not the token's")
+        sql("INSERT INTO settings VALUES (%(portal)s, %(secret)s, %(data)s)"
+            " ON CONFLICT (member_id) DO UPDATE SET data = excluded.data",
+            secret=settings["handler_key"], data=json.dumps(settings))
+
+
+class Queue(app.Queue):  # whose clear() and sweep() find no files here
+    def put(message):
+        sql("INSERT INTO messages VALUES (%(portal)s, %(id)s, %(data)s) ON CONFLICT DO NOTHING",
+            id=message["message_id"], data=json.dumps(message))
+
+    def due(*folders):
+        return sql(f"SELECT message_id FROM messages {MINE} AND state = ANY(%(folders)s)"
+                   f" AND due <= {NOW} ORDER BY due", folders=list(folders))
+
+    def read(folder, ids):
+        return sql(f"SELECT data FROM messages {MINE} AND state = %(folder)s"
+                   " AND message_id = ANY(%(ids)s)", folder=folder, ids=ids)
+
+    def take(message_id):
+        taken = f"UPDATE messages SET state = 'sending' {THIS} AND state = 'new' RETURNING data"
+        return next(iter(sql(taken, id=message_id)), None)
+
+    def record(message, folder, later):
+        values = {"id": message["message_id"], "data": json.dumps(message), "later": later}
+        sql(f"UPDATE messages SET data = %(data)s, state = %(later)s, due = {NOW} {THIS}", **values)
+    def postpone(folder, message, pause):
+        due = {"id": message["message_id"], "pause": min(pause, app.HOUR)}
+        sql(f"UPDATE messages SET due = {NOW} + %(pause)s {THIS}", **due)
+    def move_back(message, pause):
+        Queue.record(message, "sending", "new")
+        Queue.postpone("new", message, pause)
+    def remove(message):
+        sql(f"DELETE FROM messages {THIS}", id=message["message_id"])
+    def hurry():
+        sql(f"UPDATE messages SET due = {NOW} {MINE} AND state = 'new'")
+        Queue.rest(0)
+    def waiting():
+        return sql(f"SELECT count(*) FROM messages {MINE}")[0]
+
+    def rest(seconds, outcome=""):
+        sql(f"UPDATE settings SET rests_until = {NOW} + %(seconds)s, reason = %(outcome)s {MINE}",
+            seconds=seconds, outcome=outcome)
+    def resting():
+        return next(iter(sql(f"SELECT reason FROM settings {MINE} AND rests_until > {NOW}")), "")
+
+
+class Executor(ThreadPoolExecutor):  # its threads work for the portal that gave them work
+    def submit(self, work, *args):
+        return super().submit(copy_context().run, work, *args)
 
 
 @app.app.hook("before_request")
@@ -73,77 +126,25 @@ def pick():
     fields = {name: text.replace("\0", "") for name, text in app.form().items()}
     PORTAL.set(fields.get("member_id") or fields.get("auth[member_id]", ""))
     if "key" in fields:
-        found = sql("SELECT member_id FROM settings WHERE secret = %s", fields["key"])
-        PORTAL.set(found[0][0] if found else "")
+        found = sql("SELECT member_id FROM settings WHERE secret = %(key)s", key=fields["key"])
+        PORTAL.set(next(iter(found), ""))
 
 
-def every_pass(one_pass=app.one_pass):
-    """Of the portal that /statuses?key=... picked, or of all; started by cron none holds up the next."""
-    if PORTAL.get():
-        with PASSES:
-            return one_pass()
-    with ThreadPoolExecutor(4) as pool:
-        each = list(pool.map(lambda row: PORTAL.set(row[0]) and every_pass(),
-                             sql("SELECT member_id FROM settings ORDER BY random()")))
-    whole = {name: sum(one[name] for one in each) for name in ("sent", *app.FINAL, "waiting")}
+def every_pass():
+    """Of the portal that /statuses?key=... picked, or of all."""
+    portals = "SELECT member_id FROM settings WHERE %(portal)s IN ('', member_id) ORDER BY random()"
+    each = list(PASSES.map(pass_of, sql(portals)))
+    whole = {name: sum(one.get(name, 0) for one in each) for name in (*app.FINAL, "waiting")}
     return {**whole, "errors": {k: v for one in each for k, v in one["errors"].items()}}
 
 
-def get_setting_data():
-    return (sql("SELECT data FROM settings WHERE member_id = %s", PORTAL.get()) or [[{}]])[0][0]
+def pass_of(member_id, one_pass=app.one_pass):
+    PORTAL.set(member_id)
+    return app.attempt(one_pass) or {"errors": {"portal": "a mistake; the log says which"}}
 
 
-def set_setting_data(settings):
-    if not settings:
-        return sql("DELETE FROM settings WHERE member_id = %s", PORTAL.get())
-    app.require(settings["member_id"] == PORTAL.get(), 403, "OTHER_PORTAL: not the token's")
-    sql("INSERT INTO settings VALUES (%s, %s, %s) ON CONFLICT (member_id) DO UPDATE SET data ="
-        " excluded.data", PORTAL.get(), settings["handler_key"], json.dumps(settings))
-
-
-class Queue:
-    def put(message, due):
-        if not sql("INSERT INTO messages VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
-                   message["member_id"], message["message_id"], due, json.dumps(message)):
-            raise FileExistsError(message["message_id"])
-
-    @contextmanager
-    def claim(message_id, settings):
-        """A short transaction picks and marks it; the lock keeps it while it is being sent."""
-        with locked(f"message {message_id}", wait=False), connected() as db:
-            with db.transaction():
-                rows = sql("SELECT data, due FROM messages WHERE member_id = %s AND message_id = %s"
-                           " FOR UPDATE SKIP LOCKED", PORTAL.get(), message_id)
-                message, mark = rows[0] if rows else ({"operator_id": "gone", "status": ""}, 0)
-                if message["operator_id"] + message["status"] or OURS.items() - message.items():
-                    raise BlockingIOError("somebody else had it")
-                if mark in (0, 1):  # its sender was killed
-                    message["doubts"] = int(mark) + 1
-                    app.CRest.set_log("in doubt", message_id=message_id)
-                Queue.record(message, message["doubts"])
-            yield message
-
-    def due(settings, size):
-        rows = sql("SELECT data FROM messages, date_part('epoch', now()) t WHERE member_id = %s AND"
-                   " due NOT BETWEEN t AND t + 3600 ORDER BY due LIMIT 10000", PORTAL.get())
-        for start in range(0, len(rows), size):
-            if not app.STOP.is_set():
-                yield [one for one, in rows[start:start + size] if OURS.items() <= one.items()]
-
-    def record(message, due):
-        sql("UPDATE messages SET due = %s, data = %s WHERE member_id = %s AND message_id = %s",
-            due, json.dumps(message), message["member_id"], message["message_id"])
-    postpone = record
-    def remove(message):
-        sql("DELETE FROM messages WHERE member_id = %s AND message_id = %s",
-            message["member_id"], message["message_id"])
-    def waiting():
-        return sql("SELECT count(*) FROM messages WHERE member_id = %s", PORTAL.get())[0][0]
-    def clear():
-        """An uninstalled portal's settings took its messages along."""
-
-
-app.CRest.get_setting_data, app.CRest.set_setting_data = get_setting_data, set_setting_data
-app.Queue, app.locked, app.one_pass, application = Queue, locked, every_pass, app.application
+app.crest, app.Queue, app.locked, app.one_pass = MyRest(), Queue, locked, every_pass
+app.ThreadPoolExecutor, app.SENDER, application = Executor, Executor(8), app.application
+PASSES = Executor(8)  # of its own: silent portals do not hold up sending
 if __name__ == "__main__":
     app.main(*sys.argv[1:2])

@@ -8,13 +8,12 @@ import subprocess
 import tempfile
 import time
 import uuid
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 
 import psycopg
 import pytest
-from portal import ROOT, App, free_port
-from test_queue import forget
+import steps
+from pretend import ROOT, App, World, free_port, install
 
 PROGRAMS = [os.path.dirname(shutil.which("initdb") or ""),
             *sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True)]
@@ -94,41 +93,43 @@ class Files:
         app.script = self.script
         world.apps.append(app.start())
         if not world.app:
-            world.app, self.data = app, app.data
+            world.app = self.app = app
             for portal in world.portals:
                 portal.app_url = app.url
         return app
 
     def settings(self):
-        path = self.data / "settings.json"
+        path = self.app.data / "settings.json"
         return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
     def messages(self):
         """What waits: {message_id: message}."""
-        found = {}
-        for path in (self.data / "queue").glob("*.json"):
-            with suppress(FileNotFoundError):
-                found[path.stem] = json.loads(path.read_text("utf-8"))
-        return found
+        return steps.stored(self.app)
 
-    def due(self, message_id):
-        return (self.data / "queue" / f"{message_id}.json").stat().st_mtime
+    def state(self, message_id):
+        """How far a message is, one of steps.FOLDERS; None: it is gone."""
+        return steps.folder_of(self.app, message_id)
+
+    def pause(self, message_id):
+        """How many seconds from now the message is due."""
+        return steps.pause(self.app, message_id)
+
+    def rests(self):
+        """How many seconds from now sending goes on."""
+        return steps.rests(self.app)
 
     def clear(self):
-        """An empty queue, and a log that starts anew."""
-        forget(self)
+        """Nothing waits, nothing rests, and a log that starts anew."""
+        steps.forget(self.app)
 
-    def make_due(self):
-        """Let every pause be over; a claim's mark stays."""
-        for path in (self.data / "queue").glob("*.json"):
-            with suppress(FileNotFoundError):
-                if path.stat().st_mtime > 1:
-                    os.utime(path, (time.time() - 60,) * 2)
+    def make_due(self, *message_ids, ago=60):
+        """Let the pauses of these, or of all, have been over for so long; sending rests no more."""
+        steps.make_due(self.app, *message_ids)
+        for path in [steps.path_of(self.app, one) for one in message_ids]:
+            os.utime(path, (time.time() - ago,) * 2)
 
     def change(self, message_id, **news):
-        path = self.data / "queue" / f"{message_id}.json"
-        path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **news}), "utf-8")
-        self.make_due()
+        steps.change(self.app, message_id, **news)
 
 
 class Rows(Files):
@@ -144,36 +145,68 @@ class Rows(Files):
             cursor = db.execute(command, values)
             return cursor.fetchall() if cursor.description else []
 
+    def value(self, command, *values):
+        """The first column of the only row, or None."""
+        found = self.sql(command, *values)
+        assert len(found) < 2
+        return found[0][0] if found else None
+
     def settings(self):
         """Of the only portal, or {}."""
-        found = self.sql("SELECT data FROM settings")
-        assert len(found) < 2
-        return found[0][0] if found else {}
+        return self.value("SELECT data FROM settings") or {}
 
     def messages(self):
         return dict(self.sql("SELECT message_id, data FROM messages"))
 
-    def due(self, message_id):
-        return self.sql("SELECT due FROM messages WHERE message_id = %s", message_id)[0][0]
+    def state(self, message_id):
+        return self.value("SELECT state FROM messages WHERE message_id = %s", message_id)
+
+    def pause(self, message_id):
+        due = self.value("SELECT due FROM messages WHERE message_id = %s", message_id)
+        return due - time.time()
+
+    def rests(self):
+        return self.value("SELECT rests_until FROM settings") - time.time()
 
     def clear(self):
         self.sql("DELETE FROM messages")
-        for path in (self.data / "logs").iterdir():
+        self.sql("UPDATE settings SET rests_until = 0")
+        for path in (self.app.data / "logs").iterdir():
             os.truncate(path, 0)
 
-    def make_due(self):
-        self.sql("UPDATE messages SET due = %s WHERE due > 1", time.time() - 60)
+    def make_due(self, *message_ids, ago=60):
+        every = not message_ids
+        self.sql("UPDATE messages SET due = %s WHERE %s OR message_id = ANY(%s)",
+                 time.time() - ago, every, list(message_ids))
+        self.sql("UPDATE settings SET rests_until = 0")
+
+    def put(self, member_id, state, **news):
+        """One more message of this portal, due, though nobody was told."""
+        message = {"message_id": uuid.uuid4().hex, "to": "", "text": "", "received": time.time(),
+                   "in_doubt": False, "operator_id": "", "sent": 0, "status": "", **news}
+        self.sql("INSERT INTO messages (member_id, message_id, state, due, data) VALUES"
+                 " (%s, %s, %s, 0, %s)", member_id, message["message_id"], state, json.dumps(message))
 
     def change(self, message_id, **news):
         message = json.dumps({**self.messages()[message_id], **news})
         self.sql("UPDATE messages SET data = %s WHERE message_id = %s", message, message_id)
-        self.make_due()
+        self.make_due(message_id)
+
+
+@pytest.fixture(scope="module", params=["files", "postgresql"])
+def stored_world(request):
+    """A world whose app is installed, on one store after the other."""
+    with ExitStack() as stack, World() as world:
+        world.store = Files()
+        if request.param == "postgresql":
+            world.store = Rows(stack.enter_context(database(request.getfixturevalue("server"))))
+        world.store.start(world)
+        assert install(world).status_code == 200
+        yield world
+        world.stop()  # before its database goes
 
 
 def logged(world, kind, message_id=None):
-    """The lines of one type in the logs of every process."""
-    folders = {app.data / "logs" for app in world.apps}
-    lines = [json.loads(line) for folder in folders for path in Path(folder).glob("*.log")
-             for line in path.read_text("utf-8").splitlines()]
-    return [one for one in lines
-            if one["type"] == kind and message_id in (None, one.get("message_id"))]
+    """The lines of one type in the logs of every process, each folder read once."""
+    by_folder = {app.data: app for app in world.apps}
+    return [line for app in by_folder.values() for line in steps.logged(app, kind, message_id)]

@@ -119,6 +119,7 @@ const Box = (function () {
     find('sender').classList.toggle('on', Boolean(state.sender));
     find('send').disabled = !state.sender;
     find('send-hint').hidden = Boolean(state.sender);
+    find('queue').textContent = state.queue ? say('queue', { folders: state.queue }) : '';
     TOGGLES.forEach((name) => {
       const button = find('switch-' + name);
       if (button) button.setAttribute('aria-checked', Boolean(state.on[name]));
@@ -224,7 +225,8 @@ const Box = (function () {
     let last = -1;
     while (!moving) {
       try {
-        const answer = await fetch('/box/news?after=' + last, { redirect: 'manual' });
+        const seen = new URLSearchParams({ after: last, queue: state.queue || '' });
+        const answer = await fetch('/box/news?' + seen, { redirect: 'manual' });
         if (answer.type === 'opaqueredirect') return location.reload();
         const news = await answer.json();
         last = news.last;

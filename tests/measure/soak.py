@@ -1,17 +1,14 @@
-"""Does anything get lost or doubled? python tests/soak.py [--seconds 180] [--seed N]
+"""Does anything get lost or doubled? python tests/measure/soak.py [--seconds 180] [--seed N]
 
 Two processes of the app share one DATA_DIR. Messages come from several connections while, at
-random, the app is killed and started again (with its clock moved, where Debian's faketime is
-installed), the operator is down, slow, refuses, talks nonsense or breaks the line, the portal and
-the OAuth server are busy, moved, broken, and tokens expire. Then everything heals, and each message
-is accounted for. Prints the totals and a verdict; ends with 0 when it is good, else 1.
+random, the app is killed and started again, the operator is down, slow, refuses, talks nonsense or
+breaks the line, the portal and the OAuth server are busy, moved, broken, and tokens expire. Then
+everything heals, and each message is accounted for. Prints the totals and a verdict; ends with 0
+when it is good, else 1.
 """
 import argparse
-import json
 import os
 import random
-import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,17 +16,24 @@ import threading
 import time
 from collections import Counter
 from contextlib import suppress
+from pathlib import Path
 
 import requests
-from portal import Browser, World, goodbye, install, until
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from pretend import Browser, World, install, until
+from steps import code_of, handler_url, logged, make_due, rests
 
 WRITERS, PAUSE = 6, 0.08  # connections; seconds between two messages of one of them
-POOL = 9  # threads that send, in each process of the app: its pool, and a pass
-REPEAT_WITHIN = 1.5  # seconds; no message can leave the queue earlier, see `delay`
+IN_PARALLEL = 8  # messages that the one sender hands over at the same time
+THREADS = IN_PARALLEL + 4  # of a process: main, its passes, its sender, a request
+RETRY_AFTER = 1
+REPEAT_WITHIN = 0.6  # seconds; nothing that may have been sent leaves the queue earlier
+LINE_BROKE = ("ConnectionError", "ChunkedEncodingError", "ReadTimeout")  # what requests raises
 REFUSED, UNDELIVERED = "79000000207", "79000000104"  # the pretend SMS.ru's own trouble
-DECK = ["kill"] * 6 + ["passes"] * 2 + [
-    "operator " + kind for kind in ("down", "slow", "refusing", "nonsense", "cutting",
-                                    "unreachable")] + ["portal " + kind for kind in ("503", "429", "302", "html", "expired", "oauth down")]
+DECK = ["kill"] * 6 + ["passes"] * 2 + ["operator " + kind for kind in (
+    "down", "slow", "refusing", "nonsense", "cutting", "unreachable")] + [
+    "portal " + kind for kind in ("503", "429", "302", "html", "expired", "oauth down")]
 HTML = "<html><title>502 Bad Gateway</title></html>"
 NONSENSE = (HTML, "[]", "null", '{"status": []}', "{" * 5000, "")
 
@@ -70,15 +74,15 @@ class Soak:
         self.rng, self.seed = random.Random(seed), seed
         self.world, self.ledger, self.over = World(), Ledger(), threading.Event()
         self.kills = self.cuts = self.saves = self.renames = 0
-        self.trouble, self.clocks = Counter(), fake_clock()
+        self.trouble = Counter()
 
     def start(self):
         world = self.world.start()
-        first = world.start_app(STATUSES_EVERY=0.7, RETRY_AFTER=1)
+        first = world.start_app(STATUSES_EVERY=0.7, RETRY_AFTER=RETRY_AFTER)
         assert install(world).status_code == 200
-        second = world.new_app(STATUSES_EVERY=0.9, RETRY_AFTER=1, DATA_DIR=first.data).start()
-        self.apps, self.data = [first, second], first.data
-        self.handler = world.portal.senders["fastsms"]["HANDLER"]
+        second = world.new_app(STATUSES_EVERY=0.9, RETRY_AFTER=RETRY_AFTER, DATA_DIR=first.data)
+        self.apps, self.data = [first, second.start()], first.data
+        self.code = code_of(world)
         world.smsru.balance, world.smsru.delay, world.smsru.slow = 1e9, 2.0, 0.05
         world.smsru.codes[REFUSED], world.smsru.delivery[UNDELIVERED] = 207, 104
         for party in (world.portal, world.oauth, world.smsru):
@@ -93,7 +97,10 @@ class Soak:
             message_id, app = self.ledger.new(rng, f"w{number}-"), rng.choice(self.apps)
             self.post(session, message_id, app)
             began = self.ledger.messages[message_id]["began"]
-            while rng.random() < 0.15 and time.monotonic() - began < REPEAT_WITHIN:
+            while rng.random() < 0.15:
+                self.over.wait(rng.choice([0, rng.uniform(0, REPEAT_WITHIN)]))  # in any folder
+                if time.monotonic() - began > REPEAT_WITHIN:
+                    break
                 self.ledger.repeats += 1
                 self.post(session, message_id, rng.choice(self.apps))
 
@@ -101,13 +108,12 @@ class Soak:
         one, portal = self.ledger.messages[message_id], self.world.portal
         with portal.lock:
             portal.messages.setdefault(message_id, {
-                "to": one["to"], "body": one["text"], "code": "fastsms", "status": "sent",
+                "to": one["to"], "body": one["text"], "code": self.code, "status": "sent",
                 "history": ["sent"], "author": 1})
-        fields = portal.message_fields(one["to"], one["text"], message_id, "fastsms",
+        fields = portal.message_fields(one["to"], one["text"], message_id, self.code,
                                        robot=message_id[-1] in "02468")
-        url = self.handler.replace(self.apps[0].url, app.url)
         try:
-            status = session.post(url, fields, timeout=20).status_code
+            status = session.post(handler_url(self.world, app), fields, timeout=20).status_code
         except requests.RequestException:
             status = 0
         self.ledger.note(message_id, status)
@@ -115,13 +121,11 @@ class Soak:
     # Trouble -------------------------------------------------------------------------------------
 
     def kill(self):
-        """SIGKILL one process and start it again, some time later and at another time of day."""
+        """SIGKILL one process and start it again, some time later."""
         app = self.rng.choice(self.apps)
         app.kill()
         self.kills += 1
         self.over.wait(self.rng.uniform(0, 0.5))
-        app.env.update(self.clocks and {**self.clocks, "FAKETIME": self.rng.choice(
-            ["+0", "+0", "-5400", "-600", "+600", "+5400"])})
         app.start(30)
 
     def passes(self):
@@ -137,7 +141,7 @@ class Soak:
         run.wait()
 
     def one_pass(self):
-        url = self.handler.replace(self.apps[0].url, self.rng.choice(self.apps).url)
+        url = handler_url(self.world, self.rng.choice(self.apps))
         with suppress(requests.RequestException):
             return new_session().get(url.replace("/handler?", "/statuses?"), timeout=60).json()
         return {}
@@ -152,6 +156,7 @@ class Soak:
         elif kind == "refusing":
             smsru.refuse = self.rng.choice([200, 201, 206, 220, 230, 300, 500])
         elif kind == "unreachable":
+            self.cuts += IN_PARALLEL  # as many at most wait for their answer
             smsru.stop()
         else:
             smsru.trouble = self.cut if kind == "cutting" else self.nonsense
@@ -210,10 +215,17 @@ class Soak:
                 self.trouble[" ".join([name, *kind])] += 1
                 getattr(self, name)(*kind)
                 self.over.wait(self.rng.uniform(0, 0.2))
+                self.shorten_rest()
         finally:
             self.over.set()
             for writer in writers:
                 writer.join()
+
+    def shorten_rest(self):
+        """As if the hour were over that sending rests once the operator's limit of a day is."""
+        with suppress(FileNotFoundError):
+            if rests(self.apps[0]) > 2 * RETRY_AFTER:
+                make_due(self.apps[0])
 
     # Healing -------------------------------------------------------------------------------------
 
@@ -222,27 +234,23 @@ class Soak:
         self.over.clear()
         for app in self.apps:
             app.stop()
-            app.env.update(self.clocks and {"FAKETIME": "+0"})
             app.start()
         self.heal_operator()
         self.world.smsru.delay = self.world.smsru.slow = 0
         until(self.drained, 90, "the queue does not become empty")
-        for path in (*self.data.glob("*.tmp"), *self.data.glob("queue/*.tmp")):
+        for path in self.data.glob("*.tmp"):
             os.utime(path, (1000, 1000))  # left by a kill; a pass sweeps what is older than an hour
         self.one_pass()
 
     def drained(self):
         """Make the pauses be over, and pass."""
-        for path in self.data.glob("queue/*.json"):
-            with suppress(FileNotFoundError):
-                if path.stat().st_mtime > 1:
-                    os.utime(path, (1000, 1000))
+        make_due(self.apps[0])
         totals = self.one_pass()
         if "administrator" in totals.get("errors", {}).get("portal", ""):
             browser, self.saves = Browser(self.world), self.saves + 1
             browser.open("index")
             browser.save()
-        return not list(self.data.glob("queue/*.json"))
+        return not self.apps[0].queue()
 
     def grow(self, messages):
         """More messages in peace; returns what each process then holds, see measure()."""
@@ -265,15 +273,6 @@ def new_session():
     return session
 
 
-def fake_clock():
-    """Environment variables that load Debian's faketime, or {} where it is not installed."""
-    if not shutil.which("faketime"):
-        return {}
-    done = subprocess.run(["faketime", "-f", "+0", "printenv", "LD_PRELOAD"], capture_output=True,
-                          text=True, check=True)
-    return {"LD_PRELOAD": done.stdout.strip(), "NO_FAKE_STAT": "1"}
-
-
 def measure(pid):
     """Threads, descriptors, KiB of memory of a process; None where there is no /proc."""
     try:
@@ -287,16 +286,9 @@ def measure(pid):
 
 # The verdict -------------------------------------------------------------------------------------
 
-def doubts(data):
+def doubts(app):
     """The ids that the log calls in doubt."""
-    found = set()
-    for path in data.glob("logs/*.log"):
-        for line in path.read_text("utf-8").splitlines():
-            with suppress(ValueError):  # a line that a kill cut
-                entry = json.loads(line)
-                if "in doubt" in (entry["type"], entry.get("outcome")):
-                    found.add(entry["message_id"])
-    return found
+    return {line["message_id"] for line in logged(app, "send") if line["outcome"] == "in doubt"}
 
 
 def right(one, times, status):
@@ -308,7 +300,8 @@ def right(one, times, status):
 
 def account(soak):
     """Look at every message: [what, how many, at most]."""
-    ledger, portal, doubted = soak.ledger, soak.world.portal, doubts(soak.data)
+    app, ledger, portal = soak.apps[0], soak.ledger, soak.world.portal
+    doubted = doubts(app)
     times = Counter(one["msg"] for one in soak.world.smsru.sent)
     missing, doubled = [], []
     for message_id, one in ledger.messages.items():
@@ -320,13 +313,16 @@ def account(soak):
             missing.append((message_id, count, status))
     for trouble in missing + doubled:
         print("  ", trouble)
-    for app in soak.apps:
-        print("".join(re.findall(r"(?ms)^Traceback.*?^\w*Error.*?$\n", app.output())[:3]), end="")
-    left = [path.name for path in soak.data.glob("queue/*")] + list(soak.data.glob("*.tmp"))
+    mistakes = [line for line in logged(app, "mistake") if line["error"] not in LINE_BROKE]
+    left = [path for path in (soak.data / "queue").rglob("*") if path.is_file()]
+    left += soak.data.glob("*.tmp")
+    for trouble in mistakes + left:
+        print("  ", trouble)
     sent_twice = sum(times[one["text"]] > 1 for one in ledger.messages.values())
     return [("lost", len(missing), 0), ("doubled, and not in doubt", len(doubled), 0),
             ("sent twice", sent_twice, len(doubted)),
-            ("in doubt", len(doubted), soak.kills * POOL + soak.cuts),
+            ("in doubt", len(doubted), soak.kills * IN_PARALLEL + soak.cuts),
+            ("mistakes in the log that are no broken line", len(mistakes), 0),
             ("files left in the queue, or *.tmp", len(left), 0),
             ("answers 5xx", sum(count for status, count in ledger.answers.items()
                                 if status >= 500), 0)]
@@ -338,8 +334,8 @@ def growth(before, after):
         return []
     rows = []
     for number, (old, new) in enumerate(zip(before, after), 1):
-        rows += [(f"process {number}: threads", new[0], POOL + 3),
-                 (f"process {number}: descriptors more", new[1] - old[1], POOL),
+        rows += [(f"process {number}: threads", new[0], THREADS),
+                 (f"process {number}: descriptors more", new[1] - old[1], IN_PARALLEL),
                  (f"process {number}: KiB of memory more", new[2] - old[2], 4096)]
     return rows
 
@@ -354,6 +350,8 @@ def play(seconds, seed):
         messages = min(600, 60 + int(seconds * 6))
         soak.grow(messages)
         rows = growth(soak.grow(messages), soak.grow(messages))
+        for app in soak.apps:  # so that nothing is just being written
+            app.stop()
         rows = account(soak) + rows
     finally:
         soak.over.set()
@@ -361,12 +359,16 @@ def play(seconds, seed):
     ledger = soak.ledger
     print(f"seed {seed}: {len(ledger.messages)} messages in {ledger.requests} requests, "
           f"{len(ledger.accepted())} accepted, {len(soak.world.smsru.sent)} sent; {ledger.repeats} "
-          f"repeats, {soak.kills} kills, {soak.cuts} answers lost, {soak.saves} times Save pressed, "
-          f"clock {'moved' if soak.clocks else 'not moved: no faketime'}\n"
+          f"repeats, {soak.kills} kills, at most {soak.cuts} answers lost, "
+          f"{soak.saves} times Save pressed\n"
           + ", ".join(f"{name} {count}" for name, count in sorted(soak.trouble.items())))
     for what, count, most in rows:
         print(f"  {'ok   ' if count <= most else 'WRONG'} {what}: {count} (at most {most})")
     return all(count <= most for _, count, most in rows)
+
+
+def goodbye(signum, frame):
+    raise KeyboardInterrupt
 
 
 def main():

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import requests
-from oauth import CORS, HOUR, TOKEN_ERRORS, RestError, random_id
-from wire import Party, flat
+
+from .oauth import CORS, HOUR, TOKEN_ERRORS, RestError, random_id
+from .wire import Party, flat
 
 SCOPE = "messageservice"
 ADMINISTRATOR, EMPLOYEE = 1, 2
@@ -79,15 +80,17 @@ class Calls:
                       ts=int(self.oauth.clock()))
         return flat(fields if robot else {**fields, "auth": self.author(author)})
 
-    def send_message(self, to, text, robot=False, message_id=None, code="fastsms",
+    def send_message(self, to, text, robot=False, message_id=None, code=None,
                      author=ADMINISTRATOR):
         """Write a message down as "sent", call the HANDLER once, return (message_id, status).
 
-        Status 0: no answer; None: not called, since the app is not installed or has no sender.
-        The portal shows "sent" whatever the app answers and never calls again.
+        Without a code it goes by the first provider in the list. Status 0: no answer; None: not
+        called, since the app is not installed or has no sender. The portal shows "sent" whatever
+        the app answers and never calls again.
         """
         message_id = message_id or random_id()
         with self.lock:
+            code = code or next(iter(self.senders), "fastsms")
             self.messages[message_id] = {"to": to, "body": text, "code": code, "status": "sent",
                                          "history": ["sent"], "author": 0 if robot else author}
             sender = self.senders.get(code)
@@ -173,7 +176,6 @@ class Portal(Calls, Party):
         self.bindings = []    # {"event", "handler"}
         self.messages = {}    # message_id → {"to", "body", "code", "status", "history", "author"}
         self.authors = {}     # user → tokens given to the messages he writes
-        self.old_portal = False   # True: messageservice.sender.update does not exist
         self.limit = False        # True: the leaky bucket of "Limits" is on
         self.binding_error = "ERROR_EVENT_BINDING_EXISTS"  # some portals say ERROR_CORE
         self.pages = {"/api/v1/": ("application/javascript", "/* the pretend BX24.js */\n")}
@@ -261,12 +263,11 @@ class Portal(Calls, Party):
         if not user["active"]:
             raise RestError("user_access_error", "The user has no access to the application", 403)
         name = name.lower()
-        method = None if self.old_portal and name.endswith("sender.update") else METHODS.get(name)
-        if not method:
+        if name not in METHODS:
             raise RestError("ERROR_METHOD_NOT_FOUND", "Method not found!", 404)
         if name.startswith("messageservice.") and SCOPE not in self.scope.split(","):
             raise RestError("insufficient_scope", "The request requires higher privileges", 403)
-        return method(self, user, fields)
+        return METHODS[name](self, user, fields)
 
     def profile(self, user, fields):
         """REST `profile`: ADMIN tells an administrator from an employee."""

@@ -1,4 +1,7 @@
-"""The README says what is true: its commands, its lists, and the budget of app.py."""
+"""What is only ours, and may go in a fork: this README, six names, the budget of app.py.
+
+A fork deletes this file; every other test holds for it as well.
+"""
 import ast
 import os
 import re
@@ -9,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+DATA = (ROOT / "data" / "README.md").read_text("utf-8")
 README = (ROOT / "README.md").read_text("utf-8")
 SOURCE = (ROOT / "app.py").read_text("utf-8")
 TREE = ast.parse(SOURCE)
@@ -123,26 +127,14 @@ def test_the_map_has_every_route_and_no_other():
     assert told == routes()
 
 
-def text(node):
-    """A default as the README shows it; of an expression its last constant, a folder's name."""
-    if node is None or getattr(node, "value", None) == "":
-        return "—"
-    if isinstance(node, ast.Constant):
-        return re.sub(r"\.0$", "", str(node.value))
-    return [one.value for one in ast.walk(node) if isinstance(one, ast.Constant)][-1].strip("/")
-
-
-def test_the_table_has_every_variable_with_its_default_and_no_other():
-    read = {}
-    for call in (node for node in ast.walk(TREE) if isinstance(node, ast.Call)):
-        if getattr(call.func, "id", "") == "env" and isinstance(call.args[0], ast.Constant):
-            read[call.args[0].value] = text(call.args[1] if len(call.args) > 1 else None)
-    folders = {"data/": "data", "data/logs/": "logs"}
-    told = {}
-    for row in rows("What to set"):
-        default = row[1].strip("`")
-        told[codes(row[0])[0]] = folders.get(default, default)
-    assert told == read
+def test_the_variables_it_names_are_read_with_the_defaults_it_names():
+    read = {call.args[0].value: ast.unparse(call.args[1]) if len(call.args) > 1 else "—"
+            for call in ast.walk(TREE) if isinstance(call, ast.Call)
+            and getattr(call.func, "id", "") == "env" and isinstance(call.args[0], ast.Constant)}
+    told = {name: row[1].strip("`") for row in rows("What to set") for name in codes(row[0])}
+    assert set(re.findall(r"`([A-Z][A-Z_]{3,})`", README + DATA)) - set(read) <= {"OPERATORS", "TYPE"}
+    for name, default in told.items():
+        assert default in (read[name].strip("'"), "data/", "where Save is pressed"), name
 
 
 def holders(remark):
@@ -162,51 +154,97 @@ def holders(remark):
     return found
 
 
-@pytest.mark.parametrize("remark, title", [
-    ("Replace me", "Replace here"), ("Differs from PHP", "Differs from PHP")])
-def test_every_remark_of_app_py_is_in_the_list(remark, title):
-    told = {name.split(".")[-1] for row in rows(title) for name in codes(row[0])}
-    found = holders(remark)
-    assert found, f"app.py holds no {remark!r}"
-    assert [names for names in found if not names & told] == []
-    assert told - set().union(*found) == set()
+def test_differs_from_php_is_the_list_of_the_marks_in_app_py():
+    told = {codes(row[0])[0] for row in rows("Differs from PHP")}
+    assert {name for names in holders("Differs from PHP") for name in names} == told
 
 
-@pytest.mark.parametrize("title", ["Replace here", "Differs from PHP"])
-def test_every_name_in_the_list_is_in_app_py(title):
-    defined = {node.name for node in ast.walk(TREE) if isinstance(node, DEFINITIONS)}
-    defined |= {node.id for node in ast.walk(TREE) if isinstance(node, ast.Name)}
-    told = {name.split(".")[-1] for row in rows(title) for name in codes(row[0])}
-    assert told - defined == set()
+@pytest.mark.parametrize("name", ["SENDER_CODE", "CRest", "locked", "Queue", "Demo", "one_pass"])
+def test_what_a_fork_replaces_is_marked_in_app_py(name):
+    found = set().union(*holders("Replace me"))
+    assert name in found or name in {"CRest"} and "get_setting_data" in found
 
 
-def test_every_link_inside_the_readme_has_its_heading():
-    titles = re.findall(r"^## (.*)$", README, re.MULTILINE)
+def answered():
+    """The error codes that app.py's refusals begin with, in the code's own words."""
+    return set(re.findall(r'"([A-Z]+_[A-Z_]+): ', SOURCE)) | {"OAUTH_SERVER", "PORTAL"}
+
+
+def test_the_error_codes_are_all_told_and_no_other():
+    table = DATA.split("## Errors")[1]
+    told = set(re.findall(r"`([A-Z]+_[A-Z_]+|PORTAL)`", table)) - {"PUBLIC_URL", "C_REST_CLIENT_SECRET"}
+    assert told - {"PORTAL"} == answered() - {"PORTAL"}
+
+
+def test_every_outcome_is_told():
+    table = next(node.value for node in TREE.body if isinstance(node, ast.Assign)
+                 and node.targets[0].id == "OUTCOMES")
+    words = {key.value for key in table.keys} - {""}
+    told = DATA.split("## What the operator's words mean")[1].split("##")[0]
+    assert words == set(codes(told)) - {"outcome", "RETRY_AFTER", "failed"} | {"failed"}
+
+
+@pytest.mark.parametrize("text", ["README.md", "data/README.md", "tests/README.md"])
+def test_every_link_leads_somewhere(text):
+    page = (ROOT / text).read_text("utf-8")
+    titles = re.findall(r"^## (.*)$", page, re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
-    assert set(re.findall(r"\]\(#([^)]*)\)", README)) - anchors == set()
+    for link in re.findall(r"\]\(([^)]*)\)", page):
+        if link.startswith("#"):
+            assert link[1:] in anchors, link
+        elif not link.startswith("https://"):
+            assert ((ROOT / text).parent / link).exists(), link
 
 
 def test_the_readme_is_short_and_ends_with_its_licence():
-    assert len(README.splitlines()) <= 400
+    lines = README.splitlines()
+    assert len(lines) <= 200
+    inside = [line for line in lines if not line.startswith(("|", "python3 "))]
+    assert [line for line in inside if len(line) > 100] == []
     assert section("MIT License").startswith("\nCopyright (c) 2026 the authors\n")
     assert " ".join(README.split()).endswith("THE USE OR OTHER DEALINGS IN THE SOFTWARE.")
 
 
 # ---- The budget ----------------------------------------------------------------------------------
+def functions(tree):
+    return [one for one in ast.walk(tree) if isinstance(one, ast.FunctionDef)]
+
+
+def length(node):
+    return node.end_lineno - node.lineno + 1
+
+
 def test_the_top_level_shows_six_names():
     names = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
     assert names - {"__pycache__"} == {
         "app.py", "views", "data", "tests", "requirements.txt", "README.md"}
 
 
-def test_app_py_does_not_grow_and_has_lines_of_100_characters():
-    """550 was the aim and is missed: what keeps the promises takes this many lines, and no more."""
+def test_app_py_is_read_in_one_sitting():
     lines = SOURCE.splitlines()
+    assert len(lines) <= 850
     assert [number for number, line in enumerate(lines, 1) if len(line) > 100] == []
-    assert len(lines) <= 919
+    assert len([line for line in lines if len(line) > 90]) <= 60
 
 
-def test_no_function_of_app_py_is_over_30_lines():
-    functions = [node for node in ast.walk(TREE) if isinstance(node, ast.FunctionDef)]
-    long = {one.name: one.end_lineno - one.lineno + 1 for one in functions}
-    assert {name: lines for name, lines in long.items() if lines > 30} == {}
+def test_the_functions_of_app_py_are_short():
+    found = functions(TREE)
+    assert {one.name: length(one) for one in found if length(one) > 30} == {}
+    assert sum(map(length, found)) / len(found) <= 14
+    assert next(one.lineno for one in found if one.name == "checkserver") < 370
+
+
+def test_a_fifth_to_a_third_of_app_py_says_why():
+    documented = [node for node in ast.walk(TREE) if isinstance(node, (*DEFINITIONS, ast.Module))
+                  and ast.get_docstring(node)]
+    words = sum(length(node.body[0]) for node in documented)
+    words += sum(line.lstrip().startswith("#") for line in SOURCE.splitlines())
+    assert 0.2 <= words / len(SOURCE.splitlines()) <= 0.3
+
+
+def test_every_other_file_has_at_most_500_lines():
+    files = [path for path in ROOT.rglob("*") if path.suffix in (".py", ".js", ".tpl", ".css", ".html")
+             and not any(part.startswith(".") for part in path.relative_to(ROOT).parts)]
+    long = {str(path): len(path.read_text("utf-8").splitlines()) for path in files}
+    assert {path: lines for path, lines in long.items()
+            if lines > 500 and path != str(ROOT / "app.py")} == {}

@@ -1,6 +1,6 @@
 """Bitrix24 in a box: the page that a person opens, on the pretend portal's own address.
 
-The page itself is in tests/box/. Here are the routes it asks, the answers to what the application
+The page itself is in tests/pretend/page/. Here are the routes it asks, the answers to what the application
 says to it by postMessage, and the switches that make trouble. Nothing here knows app.py's insides.
 """
 import http.client
@@ -9,12 +9,13 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 import requests
-from bitrix24 import ADMINISTRATOR, EMPLOYEE
-from oauth import HOUR, random_id
-from smsru import GOOD_KEY
-from wire import Party, brief
 
-FOLDER = Path(__file__).resolve().parent / "box"
+from .bitrix24 import ADMINISTRATOR, EMPLOYEE
+from .oauth import HOUR, random_id
+from .smsru import GOOD_KEY
+from .wire import Party, brief
+
+FOLDER = Path(__file__).resolve().parent / "page"
 FILES = {"/": "box.html", **{f"/box/{name}": name for name in (
     "box.css", "wire.css", "box.js", "frame.js", "wire.js", "texts.json")}}
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "application/javascript",
@@ -23,7 +24,8 @@ SAFE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 POLICY = "default-src 'self'; img-src data:; frame-src *; form-action *; frame-ancestors 'none'"
 HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server"}
 NEWEST_EXCHANGES, NEWEST_MESSAGES = 400, 300  # as many as the page shows
-PATIENCE = 5  # seconds that a question for news waits
+PATIENCE, LOOK = 5, 0.25  # seconds that a question for news waits; between looks at the queue
+FOLDERS = ("new", "sending", "sent", "failed")  # of the queue: how far a message is
 BURST = 100
 ENV = {"STATUSES_EVERY": 1, "RETRY_AFTER": 2, "SMS_API_KEY": GOOD_KEY}  # the app's, quick to watch
 ENDINGS = {"11": ("delivery", 104), "22": ("codes", 207)}  # last digits → what SMS.ru does
@@ -149,7 +151,7 @@ class Switches:
 
     def forged(self, fields):
         """A stranger who knows the addresses, but no secret: a message, then an uninstall."""
-        message = self.portal.message_fields("+79990000000", "spam", random_id(), "fastsms", True)
+        message = self.portal.message_fields("+79990000000", "spam", random_id(), self.code, True)
         event = {"event": "ONAPPUNINSTALL", "data[CLEAN]": "1",
                  "auth[application_token]": random_id(),
                  "auth[member_id]": self.portal.member_id}
@@ -219,21 +221,23 @@ class Box(Switches, Frames):
                 "Content-Type": KINDS[file.suffix] + "; charset=utf-8",
                 "Content-Security-Policy": POLICY, **SAFE}
         if method == "GET" and path == "/box/news":
-            return 200, self.news(int(fields.get("after", -1))), SAFE
+            return 200, self.news(int(fields.get("after", -1)), fields.get("queue")), SAFE
         ours = request.headers.get("Origin") in (None, self.portal.url)
         if method == "POST" and path in self.asked and ours:
             return 200, self.asked[path](fields), SAFE
         return 404 if ours else 403, {"error": "NOT_FOUND" if ours else "OTHER_ORIGIN"}, SAFE
 
-    def news(self, after):
+    def news(self, after, queue=None):
         """What came over the wire after number `after`, and how everything is now.
 
-        A page that has seen something waits here for more; one that asks for the first time (-1)
-        is told at once.
+        A page that has seen something, and the queue like that, waits here for more; one that
+        asks for the first time (-1) is told at once.
         """
-        wire = self.world.wire
+        wire, end = self.world.wire, time.monotonic() + PATIENCE
         newest = max(after, 0, len(wire.exchanges) - NEWEST_EXCHANGES)
-        fresh = wire.since(newest, PATIENCE if after >= 0 else 0)
+        fresh = wire.since(newest)
+        while after >= 0 and not fresh and queue == self.queue() and time.monotonic() < end:
+            fresh = wire.since(newest, LOOK)
         with self.portal.lock:
             messages = list(self.portal.messages.items())[-NEWEST_MESSAGES:]
         return {"exchanges": [{**one, "answer": brief(one["answer"])} for one in fresh],
@@ -242,12 +246,19 @@ class Box(Switches, Frames):
                              for name, one in messages],
                 "state": self.state()}
 
+    def queue(self):
+        """How many messages lie in each folder of the app's queue, in words."""
+        if not self.tap.app:  # an application that is not ours
+            return ""
+        names = [path.parent.name for path in self.tap.app.queue()]
+        return ", ".join(f"{folder}\u00a0{names.count(folder)}" for folder in FOLDERS)
+
     def state(self):
         sender = self.portal.senders.get(self.code, {})
         names = [text for field, text in sender.items() if field.split("[")[0] == "NAME"]
         return {"address": self.portal.url, "installed": self.portal.installed,
                 "sender": names[0] if names else "", "version": self.portal.version,
-                "key": GOOD_KEY, "on": {
+                "key": GOOD_KEY, "queue": self.queue(), "on": {
                     "operator-down": self.smsru.down, "no-money": self.smsru.balance < 1,
                     "portal-503": self.portal.trouble is busy}}
 

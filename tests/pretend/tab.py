@@ -14,8 +14,7 @@ return {
   page: form ? form.dataset.page : document.querySelector('[role=alert]') ? 'refused' : 'other',
   lang: document.documentElement.lang, button: button ? button.textContent : '',
   ready: !button || !button.disabled, done: text('done'), trouble: text('trouble').trim(),
-  error: input ? text(input.id + '-error') : '', key: input ? input.placeholder : '',
-  invalid: Boolean(input && input.getAttribute('aria-invalid')),
+  key: input ? input.placeholder : '', type: input ? input.type : '',
   focused: document.activeElement.id,
   warnings: [...document.querySelectorAll('.warning')].map((one) => one.textContent.trim()),
   text: document.body.innerText};"""
