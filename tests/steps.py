@@ -51,6 +51,15 @@ def send_many(world, texts, connections=16):
     return world.portal.send_many(messages, connections)
 
 
+def work_off(world):
+    """Passes, every pause between them over, until nothing waits."""
+    def done():
+        make_due(world.app)
+        one_pass(world)
+        return not world.app.queue()
+    until(done, 30, "messages stay in the queue")
+
+
 # Where a message is ------------------------------------------------------------------------------
 
 def folder_of(app, message_id):

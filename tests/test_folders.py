@@ -24,12 +24,12 @@ from steps import (
     history,
     lay,
     logged,
-    make_due,
     one_pass,
     outcomes,
     path_of,
     received,
     send,
+    work_off,
 )
 
 
@@ -67,14 +67,6 @@ def lay_in(world, folder, message_id, text):
     """A message as it lies in this folder when all is well."""
     more = {"sent": accepted(world), "failed": refused()}.get(folder, {})
     return lay(world, folder, message_id, **{"text": text, **more})
-
-
-def work_off(world, app=None, times=4):
-    """Passes with every pause between them over, until nothing waits."""
-    for _ in range(times):
-        make_due(app or world.app)
-        one_pass(world, app)
-    assert not (app or world.app).queue()
 
 
 # In two folders ----------------------------------------------------------------------------------
@@ -184,7 +176,7 @@ def test_a_message_whose_name_aside_is_left_is_sent_once(world):
 
 
 KILLER = """
-import os, signal
+import builtins, os, signal
 
 left = int(os.environ["KILL_AT"])
 
@@ -200,6 +192,7 @@ def deadly(real):
 
 for name in ("fsync", "link", "rename", "replace", "unlink"):
     setattr(os, name, deadly(getattr(os, name)))
+builtins.open = deadly(open)
 """
 
 
@@ -287,7 +280,9 @@ def test_a_broken_file_is_set_aside_and_the_pass_goes_on(world, folder, name):
     broken = path_of(world.app, name, folder)
     broken.write_bytes(BROKEN[name])
     os.utime(broken, (time.time() - 20 * DAY,) * 2)  # the first in the pass
+    one_pass(world)
     work_off(world)
+    one_pass(world)
     assert received(world, "whole") == (folder in ("new", "sending"))
     assert history(world, message_id)[-1] == ("failed" if folder == "failed" else "delivered")
     aside = world.app.data / "queue" / f"{name}.unreadable"

@@ -35,6 +35,7 @@ from steps import (
     settled,
     stored,
     tried,
+    work_off,
 )
 
 
@@ -59,13 +60,6 @@ def queue(one_world):
     fresh(world).smsru.delay = 1.0
 
 
-def passes(world, times):
-    """So many passes, every pause between them over."""
-    for _ in range(times):
-        make_due(world.app)
-        one_pass(world)
-
-
 # Nothing doubled ---------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("down", [True, False], ids=["while unsent", "while on its way"])
@@ -80,10 +74,9 @@ def test_a_repeated_message_id_is_not_sent_again_while_the_first_waits(queue, do
     assert send(queue, "another text", message_id=message_id) == message_id
     assert stored(queue.app) == before
     queue.smsru.down = False
-    passes(queue, 3)
+    work_off(queue)
     assert [one["msg"] for one in queue.smsru.sent] == ["once"]
     assert history(queue, message_id)[-1] == "delivered"
-    assert not queue.app.queue()
 
 
 def test_a_message_that_comes_again_while_the_operator_has_it_in_hand_is_dropped(queue):
@@ -94,9 +87,8 @@ def test_a_message_that_comes_again_while_the_operator_has_it_in_hand_is_dropped
     gate.open.set()
     settled(queue.app, message_id)
     until(lambda: not path_of(queue.app, message_id, "new").exists())
-    passes(queue, 1)
+    work_off(queue)
     assert [one["msg"] for one in queue.smsru.sent] == ["in hand"]
-    assert not queue.app.queue()
 
 
 def test_a_message_id_that_has_left_the_queue_is_a_genuine_resend(queue):
@@ -116,7 +108,8 @@ def test_simultaneous_repeats_at_two_processes_reach_the_operator_once(queue):
         answers = list(pool.map(lambda url: queue.portal.deliver(url, fields), urls))
     assert set(answers) == {200}
     settled(queue.app, "simultaneous")
-    passes(queue, 1)
+    make_due(queue.app)
+    one_pass(queue)
     assert received(queue, "one") == 1
 
 
@@ -133,7 +126,8 @@ def test_several_processes_and_passes_send_each_message_once(queue):
         running += [pool.submit(queue.app.run, "statuses") for _ in range(2)]
     assert all(one.result() for one in running)
     idle(queue.app)
-    passes(queue, 1)
+    make_due(queue.app)
+    one_pass(queue)
     assert sorted(one["msg"] for one in queue.smsru.sent) == sorted(texts)
 
 
@@ -241,10 +235,9 @@ def test_a_message_in_doubt_is_tried_once_more_and_never_more_often(queue, times
     cut(queue, times)
     message_id = send(queue, "maybe")
     tried(queue.app, message_id)
-    passes(queue, 6)
+    work_off(queue)
     assert received(queue, "maybe") == 2
     assert doubted(queue.app, message_id)
-    assert not queue.app.queue()
     assert history(queue, message_id) == ["sent", status]
 
 
@@ -257,7 +250,7 @@ def test_a_crash_and_a_cut_line_count_together(queue):
     until(lambda: received(queue, "twice"))
     cut(queue, 5)
     queue.app.start()
-    passes(queue, 5)
+    work_off(queue)
     assert received(queue, "twice") == 2
     assert outcomes(queue.app, message_id) == ["in doubt", "in doubt"]
     assert history(queue, message_id)[-1] == "failed"
