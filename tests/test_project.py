@@ -202,7 +202,7 @@ def test_the_readme_is_short_and_ends_with_its_licence():
     assert len(lines) <= 224
     inside = [line for line in lines if not line.startswith(("|", "python3 "))]
     assert [line for line in inside if len(line) > 100] == []
-    assert section("MIT License").startswith("\nCopyright (c) 2026 the authors\n")
+    assert section("MIT License").startswith("Copyright (c) 2026 the authors\n")
     assert " ".join(README.split()).endswith("THE USE OR OTHER DEALINGS IN THE SOFTWARE.")
 
 
