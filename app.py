@@ -1,20 +1,21 @@
-"""A Bitrix24 message provider in one file: the tutorial's PHP scripts, one to one, in Python.
+"""A Bitrix24 message provider in one file: the tutorial's PHP scripts, 1:1 in Python.
 
-Bitrix24 asks us to send a text message. We save it, answer, hand it to an SMS operator, ask
-the operator what became of it and report that back.
+Bitrix24 asks us to send a text message. We save it, answer, hand it to an SMS operator,
+ask the operator what became of it and report that back.
 
     settings.php     the environment            "Settings" below
     install.php      POST /install              install()     the form; application events
-                     POST /save                 save()        what the form's onsubmit sends
+                     POST /save                 save()        what its onsubmit sends
     index.php        POST /index, POST /        index()       the settings page
     handler.php      POST /handler?key=SECRET   handler()     takes one message
     statuses.php     GET /statuses?key=SECRET   statuses()    one pass over the queue
     checkserver.php  GET /checkserver           checkserver() can this server run it?
-    crest.php                                   class CRest   calls Bitrix24, renews tokens
-    (some queue)     data/queue/                class Queue   folders: new → sending → sent | failed
+    crest.php                                   class CRest   calls it, renews tokens
+    (some queue)     data/queue/                class Queue   new → sending → sent | failed
     (operator's API)                            class Demo, class SmsRu
 
 "Replace me" marks what a fork replaces; "Differs from PHP", what is not as in PHP, and why.
+A name in brackets and quotes, ("Events"), is a page of the documentation that a fact is from.
 Left out on purpose, but in tests/forks/: several portals, a database, pushed receipts.
 """
 import fcntl
@@ -30,19 +31,18 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from itertools import repeat
 from pathlib import Path
 from secrets import compare_digest, token_hex, token_urlsafe
 from socketserver import ThreadingMixIn
 from urllib.parse import parse_qsl, urlencode
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import requests
 import urllib3
 from bottle import TEMPLATE_PATH, Bottle, HTTPResponse, request, response, template
 
 
-# ---- Settings (settings.php): the environment, then constants with their units -----------
+# ---- Settings (settings.php): the environment, then constants with their units ---------
 def env(name, default="", kind=str):
     try:
         return kind(os.environ.get(name) or default)
@@ -54,48 +54,52 @@ HERE = Path(__file__).resolve().parent
 TEMPLATE_PATH.insert(0, str(HERE / "views"))
 CLIENT_ID, CLIENT_SECRET = env("C_REST_CLIENT_ID"), env("C_REST_CLIENT_SECRET")
 MISSING = [name for name in ("C_REST_CLIENT_ID", "C_REST_CLIENT_SECRET") if not env(name)]
-DATA_DIR = env("DATA_DIR", HERE / "data", Path)  # becomes 0700: nobody else looks inside
+DATA_DIR = env("DATA_DIR", HERE / "data", Path)  # it and LOGS_DIR become 0700
 LOGS_DIR, BLOCK_LOG = env("C_REST_LOGS_DIR", DATA_DIR / "logs", Path), env("C_REST_BLOCK_LOG")
 OAUTH_URL = env("OAUTH_URL", "https://oauth.bitrix24.tech").rstrip("/")
 BX24_JS_URL = env("BX24_JS_URL", "https://api.bitrix24.com/api/v1/")
 PUBLIC_URL = env("PUBLIC_URL")  # with its path: https://mydomain.ru/sms/
 HOST, PORT = env("HOST", "127.0.0.1"), env("PORT", 8080, int)
-STATUSES_EVERY = env("STATUSES_EVERY", 60, float)  # seconds between passes; 0: cron's task
+STATUSES_EVERY = env("STATUSES_EVERY", 60, float)  # seconds between passes; 0: cron makes them
 RETRY_AFTER = env("RETRY_AFTER", 60, float)  # seconds before anything is tried again
 GIVE_UP_UNSENT = env("GIVE_UP_UNSENT", 24, float)  # hours, then the message is "failed"
 GIVE_UP_WAITING = env("GIVE_UP_WAITING", 72, float)  # hours, then it is "undelivered"
 SMS_OPERATOR = env("SMS_OPERATOR", "demo")  # or "smsru"
 SMS_API_KEY = env("SMS_API_KEY")  # when there is no page to ask for it
 SMSRU_URL, SMSRU_TEST = env("SMSRU_URL", "https://sms.ru").rstrip("/"), env("SMSRU_TEST")
+
 # Replace me: the sender as users see it in Bitrix24 (the pages' texts are in views/)
-SENDER_CODE, SENDER_NAME = env("SENDER_CODE", "fastsms"), env("SENDER_NAME", "Provider FastSms")
+SENDER_CODE = env("SENDER_CODE", "fastsms")
+SENDER_NAME = env("SENDER_NAME", "Provider FastSms")
 SENDER_DESCRIPTION = "Description sms provider"
 DEMO = " (demo: nothing is sent)"  # behind the name, as long as the operator is Demo
 
 HOUR, KEEP = 3600, 14 * 24 * 3600  # seconds; no message is kept longer than KEEP
 TIMEOUT = (5, 30)  # seconds to connect, seconds of silence
 PAUSES_503 = (0.5, 1, 2, 4, 8, 0)  # seconds; Bitrix24 takes 2 requests a second
+FINAL = ("sent", "delivered", "undelivered", "failed")  # "sent": more will never be known
 PRESS_SAVE = "an administrator must open the application and press Save"
 STOP = threading.Event()  # set by SIGTERM and Ctrl-C
 app = application = Bottle()  # WSGI servers look for "application"
 
 
-# ---- install.php: install and the application's events, save, register -------------------
+# ---- install.php: install and the application's events, save, register -----------------
 @app.route("/install", ["GET", "POST"])
 def install():
-    """The page that Bitrix24 frames until installFinish; the URL of the application's events.
+    """The page that Bitrix24 frames until installFinish; the application's events.
 
     In: DOMAIN=acme.bitrix24.ru PROTOCOL=1 LANG=ru APP_SID=... in the query, AUTH_ID=...
-    REFRESH_ID=... member_id=... in the body. Out: the form, the frame's fields hidden in it.
+    REFRESH_ID=... member_id=... in the body. Out: the form, these fields hidden in it.
     Or event=ONAPPINSTALL, ONAPPUPDATE auth[access_token]=...; or event=ONAPPUNINSTALL
-    data[CLEAN]=1 auth[application_token]=..., its only proof. Errors: 403, 503, as save().
+    data[CLEAN]=1 auth[application_token]=..., its only proof. Errors: as save().
     Differs from PHP: nothing changes without a proof. ("Events")
     """
     fields = form()
     if "event" not in fields:
         return page("install", fields)
     if fields["event"] in ("ONAPPINSTALL", "ONAPPUPDATE"):
-        register(crest.install_app(crest.check_token(fields)), public_url(), from_page=False)
+        url, found = public_url(), crest.check_token(fields)
+        register(crest.install_app(found), url, from_page=False)
         return {"result": True}
     known = crest.get_setting_data().get("application_token", "")
     given = fields.get("auth[application_token]", "")
@@ -112,20 +116,19 @@ def install():
 def save():
     """What the form's onsubmit sends: step 1 of the tutorial's three; what step 2 needs.
 
-    In: the frame's fields as they came, the operator's: api_key=... (empty keeps the saved).
-    Out: {"sender": {"CODE": "fastsms", ...}}, the parameters of messageservice.sender.add.
+    In: the frame's fields as they came, the operator's: api_key=... (empty: the saved one).
+    Out: {"sender": {"CODE": "fastsms", ...}}, parameters of messageservice.sender.add.
     Errors: 400 key refused; 403 see check_token(); 503 somebody did not answer.
     Differs from PHP: there the step was left to you.
     """
     fields, url = form(), public_url()
-    found, names = crest.check_token(fields), [field["name"] for field in OPERATOR.FIELDS]
-    typed = {name: fields[name].strip() for name in names if fields.get(name, "").strip()}
-    keys = {**operator_settings(crest.get_setting_data()), **typed}
-    trouble, _ = operate("down", OPERATOR.check, keys)
+    found, keys = crest.check_token(fields), operator_settings()
+    typed = {name: fields[name].strip() for name in keys if fields.get(name, "").strip()}
+    trouble, _ = operate(TROUBLES, "down", OPERATOR.check, {**keys, **typed})
     require(trouble != "key", 400, "OPERATOR_KEY: the operator does not accept this")
     require(not trouble, 503, "OPERATOR_DOWN: the operator could not check it; try later")
     sender = register(crest.install_app(found, **typed), url)
-    Queue.rest(0)  # what waits for another key is tried at once
+    Queue.hurry()  # what waits for another key is tried at once
     wake()
     return {"sender": sender}
 
@@ -133,40 +136,41 @@ def save():
 def register(settings, url, from_page=True):
     """Bind the events at url, move the sender there, then let the former address go.
 
-    Out: the parameters of sender.add: the page's step, if there is a page. url is saved last:
-    until all is done, /index warns, and Save repairs it. ("messageservice.sender.add")
+    Out: the parameters of sender.add: the page's step, if there is a page. url is saved
+    last: until then /index warns, and Save repairs it. ("messageservice.sender.add")
     """
     sender = {"CODE": SENDER_CODE, "TYPE": "SMS", "DESCRIPTION": SENDER_DESCRIPTION,
               "NAME": SENDER_NAME + DEMO if OPERATOR is Demo else SENDER_NAME,
               "HANDLER": f"{url}handler?key={settings['handler_key']}"}
-    former, events = settings.get("public_url", url), ("ONAPPUPDATE", "ONAPPUNINSTALL")
+    former, events = settings.get("public_url"), ("ONAPPUPDATE", "ONAPPUNINSTALL")
     for event in events:
-        must("event.bind", {"event": event, "handler": url + "install"}, "already")
-    answer = must("messageservice.sender.update", sender, "ERROR_SENDER_NOT_FOUND")
+        must("event.bind", {"event": event, "handler": url + "install"}, fine="already")
+    answer = must("messageservice.sender.update", sender, fine="ERROR_SENDER_NOT_FOUND")
     if "error" in answer and not from_page:
         must("messageservice.sender.add", sender)
-    for event in events if former != url else ():
-        must("event.unbind", {"event": event, "handler": former + "install"})
+    if former and former != url:
+        for event in events:
+            must("event.unbind", {"event": event, "handler": former + "install"})
     crest.update_setting_data(public_url=url)
     return sender
 
 
 def must(method, params, fine="no error"):
-    """Call Bitrix24. Out: its answer, a result or the error that is fine, too. Errors: 503."""
+    """Call Bitrix24. Out: its answer: a result, or the error that is fine. Errors: 503."""
     answer = crest.call(method, params)
     error = answer.get("error")
     require(not error or fine in str(answer), 503, f"{error}: no {method}; try again")
     return answer
 
 
-# ---- index.php: the settings page --------------------------------------------------------
+# ---- index.php: the settings page ------------------------------------------------------
 @app.route("/", ["GET", "POST"])
 @app.route("/index", ["GET", "POST"])
 def index():
     """The same form without installFinish, filled with what is saved, for administrators.
 
-    In: the frame's fields, as install(). Out: the page, with the operator's fields (a secret
-    one masked), the messages waiting, the last pass, and a warning if HANDLER is not at the
+    In: the frame's fields, as install(). Out: the page: the operator's fields (a secret is
+    masked), the messages waiting, the last pass, and a warning if HANDLER is not at the
     address that this page was opened at.
     """
     fields, state = form(), {}
@@ -174,29 +178,29 @@ def index():
         if "AUTH_ID" in fields and not MISSING:
             crest.check_token(fields)
             settings = crest.get_setting_data()
-            state = {"values": operator_settings(settings), "present": public_url(),
-                     "saved": settings.get("public_url"), "waiting": Queue.waiting(),
-                     "last_pass": settings.get("last_pass")}
-    except HTTPResponse as refused:  # an employee, somebody else's token: nothing is shown
+            state = {"values": operator_settings(), "waiting": Queue.waiting(),
+                     "last_pass": settings.get("last_pass"),
+                     "present": public_url(), "saved": settings.get("public_url")}
+    except HTTPResponse as refused:  # an employee, a stranger: nothing is shown
         response.status, state = refused.status_code, {"refused": refused.body["error"]}
     return page("index", fields, **state)
 
 
-# ---- handler.php: takes one message, hands it to the operator ----------------------------
+# ---- handler.php: takes one message, hands it to the operator --------------------------
 @app.post("/handler")
 def handler():
     """Bitrix24 asks once and never again: save, answer, then send.
 
     In: code=fastsms message_id=65575980fa53... message_to=+79990000000 message_body=...
     type=SMS module_id=crm bindings[0][OWNER_ID]=123 auth[domain]=... (a robot: no auth).
-    Out: 200, the message is on disk. Errors: 403 wrong key, 400 wrong code or id, 503 not
-    installed, 500 not saved. Differs from PHP: it only logs. ("messageservice.sender.add")
+    Out: 200, the message is on disk. Errors: 403 wrong key, 400 wrong code or id, 500 not
+    saved, 503 not installed. Differs from PHP: it only logs. ("sender.add")
     """
     fields = check_key()
     require(fields.get("code") == SENDER_CODE, 400, f"WRONG_CODE: we serve {SENDER_CODE}")
     message_id = fields.get("message_id", "")
     usable = re.fullmatch(r"\w[\w.-]{0,127}", message_id, re.ASCII)  # as a file's name
-    require(usable, 400, "WRONG_MESSAGE_ID: letters, digits, _ . - are usable, 128 at most")
+    require(usable, 400, "WRONG_MESSAGE_ID: letters, digits, _ . - please, 128 at most")
     Queue.put({
         "message_id": message_id,  # an operator may take it as idempotency key
         "to": fields.get("message_to", ""),  # as somebody typed it: +7 (925) 507-06-02
@@ -211,94 +215,16 @@ def handler():
     return {"result": True}
 
 
-FINAL = ("sent", "delivered", "undelivered", "failed")  # "sent": more will never be known
-OUTCOMES = {  # an operator's word: seconds until the next try; the page's are in views/texts.tpl
-    "": 0, "sent": 0, "failed": 0,  # nothing is in the way; it has this message; never will
-    "later": RETRY_AFTER,  # this message; all others end sending for now:
-    "in doubt": RETRY_AFTER,  # it may have it: tried once more, then "failed"
-    "key": RETRY_AFTER,  # the account: not with this key
-    "money": RETRY_AFTER,  # the account: empty
-    "limit": HOUR,  # the account: no more today
-    "busy": RETRY_AFTER,  # the account: slow down
-    "down": RETRY_AFTER,  # nothing was sent
-}
-
-
 def wake():
     """Send in the background; while the app ends, a message waits for its next start."""
     with suppress(RuntimeError):
-        SENDER.submit(attempt, send_new)
+        BACKGROUND.submit(attempt, send_new)
 
 
-def send_new():
-    """Send all that is due, in rounds. Out: how many the operator accepted.
-
-    One sender at a time, whatever process it is in: who doesn't get the lock leaves, and its
-    holder looks again after letting it go. The first goes alone, as there may be trouble.
-    """
-    settings, accepted = crest.get_setting_data(), 0
-    while settings and not STOP.is_set() and not Queue.resting() and Queue.due("new", "sending"):
-        try:
-            with locked("send", wait=False), ThreadPoolExecutor(8) as pool:
-                settle_left_over()
-                waiting = Queue.due("new")
-                outcomes = [send(message_id, settings) for message_id in waiting[:1]]
-                outcomes += pool.map(send, waiting[1:], repeat(settings))
-        except BlockingIOError:
-            break
-        accepted += outcomes.count("sent")
-    return accepted
-
-
-def settle_left_over():
-    """We alone send, so whoever left a message in sending/ was killed."""
-    for message in Queue.read("sending", Queue.due("sending")):
-        if message["sent"]:  # the outcome is recorded; only the move is missing
-            Queue.move_on(message)
-        else:
-            settle(message, "in doubt", "killed")
-
-
-def send(message_id, settings):
-    """Hand one message to the operator. Out: "sent", or what is in the way."""
-    message = None if STOP.is_set() or Queue.resting() else Queue.take(message_id)
-    if not message:
-        return ""
-    outcome, note = "failed", "too old, no number, or no text"
-    old = time.time() - message["received"] > GIVE_UP_UNSENT * HOUR
-    if not old and re.search(r"\d", message["to"]) and message["text"].strip():
-        keys = operator_settings(settings)
-        outcome, note = operate("in doubt", OPERATOR.send, keys, message)
-    settle(message, outcome, note)
-    if outcome not in ("sent", "failed", "later"):
-        Queue.rest(OUTCOMES[outcome], outcome)
-    return outcome
-
-
-def settle(message, outcome, note):
-    """Move it on from sending/. In: an outcome; the operator's id, or a note for the log."""
-    crest.set_log("send", message_id=message["message_id"], outcome=outcome, note=str(note))
-    doubt = outcome == "in doubt"
-    done = {**message, "to": "", "text": "", "sent": time.time()}  # keep little
-    if outcome == "sent":  # without an id nobody can ask what became of it
-        status = "" if note else "sent"
-        Queue.move_on({**done, "operator_id": str(note or ""), "status": status})
-    elif outcome == "failed" or (doubt and message["in_doubt"]):
-        Queue.move_on({**done, "status": "failed"})
-    else:
-        doubted = {**message, "in_doubt": doubt or message["in_doubt"]}
-        Queue.move_back(doubted, due_again(message, OUTCOMES[outcome]))
-
-
-def due_again(message, pause):
-    """When: after as long as it has waited so far, so pauses double; at most an hour."""
-    return time.time() + min(max(pause, time.time() - message["received"]), HOUR)
-
-
-# ---- statuses.php: one pass over the queue -----------------------------------------------
+# ---- statuses.php: one pass over the queue ---------------------------------------------
 @app.get("/statuses")
 def statuses():
-    """One pass, for cron: curl 'https://mydomain.ru/sms/statuses?key=SECRET'. Out: one_pass()"""
+    """One pass, for cron: curl https://mydomain.ru/sms/statuses?key=SECRET"""
     check_key()
     return one_pass()
 
@@ -311,44 +237,47 @@ def one_pass():
     Differs from PHP: 100 messages at a time, only final statuses, one pass at a time.
     Replace me: with several portals, one pass for each.
     """
-    settings, errors = crest.get_setting_data(), {}
-    totals = {**dict.fromkeys((*FINAL, "waiting"), 0), "errors": errors}
-    if not settings:
+    totals = {**dict.fromkeys((*FINAL, "waiting"), 0), "errors": {}}
+    Queue.sweep()
+    if not crest.get_setting_data():
         return {**totals, "errors": {"portal": "not installed: " + PRESS_SAVE}}
     try:
         with locked("statuses", wait=False):
-            Queue.sweep()
-            ask_and_tell("failed", settings, totals)
-            ask_and_tell("sent", settings, totals)
+            if ask_and_tell("failed", totals):
+                ask_and_tell("sent", totals)
     except BlockingIOError:
         return {**totals, "note": "another pass is running"}
-    totals["sent"] += send_new()
+    totals["sent"] += send_new(once=True)
+    if Queue.due("new"):
+        wake()  # for what came meanwhile: this thread has to tell and to ask
     if Queue.resting():
-        errors["operator"] = Queue.resting()
-    news, totals["waiting"] = any(totals.values()), Queue.waiting()
-    if news or not totals["waiting"]:  # else the page still says what they are waiting for
+        totals["errors"]["operator"] = Queue.resting()
+    news = any(totals.values())
+    totals["waiting"] = Queue.waiting()
+    if news or not totals["waiting"]:  # if all wait, the page still says what for
         crest.set_log("statuses", **totals)
         crest.update_setting_data(last_pass={"time": int(time.time()), **totals})
     return totals
 
 
-def ask_and_tell(folder, settings, totals):
-    """What is due, 100 at a time, until Bitrix24 takes no more: that need not be asked."""
+def ask_and_tell(folder, totals):
+    """What is due, 100 at a time, until Bitrix24 takes no more: the rest waits."""
     ids = Queue.due(folder)
     for start in range(0, len(ids), 100):
         batch = list(Queue.read(folder, ids[start:start + 100]))
         unknown = [one for one in batch if not one["status"]]
         if unknown and "operator" not in totals["errors"]:
-            ask(unknown, settings, totals)
+            ask(unknown, totals)
         final = [one for one in batch if one["status"]]
-        if not (tell(folder, final[:50], totals) and tell(folder, final[50:], totals)):
-            break
+        if not tell(folder, final, totals):
+            return False
+    return True
 
 
-def ask(batch, settings, totals):
+def ask(batch, totals):
     """Ask the operator what became of them, in one request; too old is "undelivered"."""
     ids = sorted({message["operator_id"] for message in batch})
-    trouble, found = operate("down", OPERATOR.statuses, operator_settings(settings), ids)
+    trouble, found = operate(TROUBLES, "down", OPERATOR.statuses, operator_settings(), ids)
     if trouble:
         totals["errors"]["operator"] = trouble
     for message in batch:
@@ -357,11 +286,11 @@ def ask(batch, settings, totals):
         if status in FINAL or age > GIVE_UP_WAITING * HOUR:
             message["status"] = status if status in FINAL else "undelivered"
         else:  # the older a message, the less often it is asked about
-            Queue.postpone("sent", message, time.time() + min(age / 10, HOUR))
+            Queue.postpone("sent", message, age / 10)
 
 
 def tell(folder, batch, totals):
-    """Tell Bitrix24; what it took, or never will, leaves the queue. Out: does it take more?
+    """Tell Bitrix24; what it took, or never will, leaves the queue. Out: does it go on?
 
     In: 50 at most. ("messageservice.message.status.update", "batch")
     """
@@ -375,30 +304,113 @@ def tell(folder, batch, totals):
         if message_id in answer["result"]:
             crest.set_log("told", message_id=message_id, status=status)
             totals[status] += 1
-            Queue.remove(message_id)
+            Queue.remove(message)
         elif error in CRest.NEVER_HEALS or time.time() - message["received"] > KEEP:
             crest.set_log("dropped", message_id=message_id, status=status, error=error)
-            Queue.remove(message_id)
+            Queue.remove(message)
         else:  # the status is kept: the operator is not asked again
             heals = error in CRest.SAVE_HEALS
             totals["errors"]["portal"] = f"{error}: {PRESS_SAVE}" if heals else error
-            Queue.record(folder, message)
-            Queue.postpone(folder, message, due_again(message, RETRY_AFTER))
+            Queue.record(message, folder, folder)
+            Queue.postpone(folder, message, max(RETRY_AFTER, time.time() - message["received"]))
     return not answer["error"]
 
 
-# ---- checkserver.php ---------------------------------------------------------------------
+# ---- checkserver.php -------------------------------------------------------------------
 @app.get("/checkserver")
 def checkserver():
-    """Can this server run the application? Out: {"result": []}, or what to mend, in words."""
-    if crest.get_setting_data():
-        check_key()
+    """Can this server run the application? Out: {"result": []}, or words."""
+    with suppress(ValueError):  # damaged settings are told below
+        if crest.get_setting_data():
+            check_key()
     return {"result": crest.check_server()}
 
 
-# ---- Requests and answers: form, page, refusals, the secret, our address -----------------
-SAFE = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
-JSON = {"Content-Type": "application/json", **SAFE}
+# ---- Sending: rounds, one message, what becomes of it -----------------------------------
+# What an operator says about a message that it was given → seconds until the next try. All but
+# the first three end sending for as long; the page's words for them are in views/texts.tpl.
+OUTCOMES = {
+    "sent": 0,  # it has the message
+    "failed": 0,  # it will never take this one
+    "later": RETRY_AFTER,  # not this one now
+    "key": RETRY_AFTER,  # the account: not with this key
+    "money": RETRY_AFTER,  # the account: it is empty
+    "limit": HOUR,  # the account: no more today
+    "busy": RETRY_AFTER,  # the account: slow down
+    "down": RETRY_AFTER,  # nothing was sent
+    "in doubt": RETRY_AFTER,  # it may have the message: tried once more, then "failed"
+}
+TROUBLES = ("", "key", "money", "limit", "busy", "down")  # what it may say to a question
+
+
+def send_new(once=False):
+    """Send all that is due, in rounds, or in one. Out: how many the operator accepted.
+
+    One process sends at a time: who doesn't get the lock leaves, and who had it looks again
+    after letting it go. Messages go one by one until the operator accepts one, because there
+    may be trouble and each try in doubt costs a message; then 8 at a time.
+    """
+    accepted = 0
+    with suppress(BlockingIOError):  # somebody else sends
+        while not STOP.is_set() and not Queue.resting() and Queue.due("new", "sending"):
+            with locked("send", wait=False), ThreadPoolExecutor(8) as pool:
+                settle_left_over()
+                waiting, outcomes = iter(Queue.due("new")), []
+                for message_id in waiting:
+                    outcomes.append(send(message_id))
+                    if "sent" in outcomes:
+                        break
+                outcomes += pool.map(send, waiting)
+            accepted += outcomes.count("sent")
+            if once:
+                break
+    return accepted
+
+
+def settle_left_over():
+    """We alone send, so whoever left a message in sending/ was killed."""
+    for message in Queue.read("sending", Queue.due("sending")):
+        if message["operator_id"] or message["status"]:  # recorded; only the move is missing
+            folder = "failed" if message["status"] == "failed" else "sent"
+            Queue.record(message, "sending", folder)
+        else:
+            settle(message, "in doubt", "killed")
+
+
+def send(message_id):
+    """Hand one message to the operator. Out: "sent", or what is in the way."""
+    if STOP.is_set() or Queue.resting():
+        return ""
+    settings, message = operator_settings(), Queue.take(message_id)
+    if not message:
+        return ""
+    outcome, note = "failed", "too old, no number, or no text"
+    old = time.time() - message["received"] > GIVE_UP_UNSENT * HOUR
+    if not old and re.search(r"\d", message["to"]) and message["text"].strip():
+        outcome, note = operate(OUTCOMES, "in doubt", OPERATOR.send, settings, message)
+    if outcome not in ("sent", "failed", "later") and not Queue.resting():
+        Queue.rest(OUTCOMES[outcome], outcome)
+    settle(message, outcome, note)
+    return outcome
+
+
+def settle(message, outcome, note):
+    """From sending/ to where it belongs. In: an outcome; the operator's id, or a note."""
+    message_id, doubt = message["message_id"], outcome == "in doubt"
+    crest.set_log("send", message_id=message_id, outcome=outcome, note=str(note))
+    done = {**message, "to": "", "text": "", "sent": time.time()}  # keep little
+    if outcome == "sent":  # without an id nobody can ask what became of it
+        done.update(operator_id=str(note or ""), status="" if note else "sent")
+        Queue.record(done, "sending", "sent")
+    elif outcome == "failed" or (doubt and message["in_doubt"]):
+        Queue.record({**done, "status": "failed"}, "sending", "failed")
+    else:
+        message["in_doubt"] = doubt or message["in_doubt"]
+        waited = time.time() - message["received"]  # so pauses double; postpone() ends that
+        Queue.move_back(message, max(OUTCOMES[outcome], waited))
+
+
+# ---- Requests and answers: form, page, refusals, the secret, our address ---------------
 LOOPBACK = re.compile(r"http://(localhost|127(\.\d{1,3}){3})(:\d+)?(/|$)")
 SECURE = re.compile(r"https://\w|" + LOOPBACK.pattern)
 
@@ -406,20 +418,19 @@ SECURE = re.compile(r"https://\w|" + LOOPBACK.pattern)
 def form():
     """The request's query and form as {name: text}; brackets stay: auth[domain].
 
-    Differs from PHP: UTF-8 is decoded here; bottle's request.forms.get() returns mojibake.
+    Differs from PHP: UTF-8 is decoded here; bottle's forms.get() returns mojibake.
     """
-    length, body = request.environ.get("CONTENT_LENGTH") or "0", b""
+    length = request.environ.get("CONTENT_LENGTH") or "0"
     small = re.fullmatch("[0-9]{1,6}", length) and int(length) <= 102400
     require(small and not request.chunked, 413, "TOO_LARGE: 100 KB, with a Content-Length")
-    with suppress(OSError):  # silent for 30 seconds
-        body = request.body.read()
+    body = request.body.read()
     require(len(body) == int(length), 400, "INCOMPLETE: shorter than its Content-Length")
     text = body.decode(errors="replace")  # a message with a broken letter is taken, too
     return dict(parse_qsl(f"{request.query_string}&{text}", keep_blank_values=True))
 
 
 def page(name, fields, **state):
-    """The frame's own tokens go back in this very page, which only its portal may frame."""
+    """The frame's own tokens go back in this page, which only its portal may frame."""
     scheme = "http" if fields.get("PROTOCOL") == "0" else "https"
     host = re.fullmatch(r"[\w.-]+(:\d+)?", fields.get("DOMAIN", ""), re.ASCII)
     portal = f"{scheme}://{host[0]}" if host else "'none'"
@@ -431,16 +442,14 @@ def page(name, fields, **state):
 
 @app.hook("after_request")
 def safe_headers():
-    response.headers.update(SAFE)
+    response.headers.update({"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
 
 
 def error_in_json(error):
     """What bottle refuses, and what breaks: no path, no traceback."""
-    body = {"error": f"HTTP_{error.status_code}", "error_description": error.status}
-    return HTTPResponse(json.dumps(body), error.status_code, JSON)
-
-
-app.default_error_handler = error_in_json
+    safe_headers()
+    response.content_type = "application/json"
+    return json.dumps({"error": f"HTTP_{error.status_code}", "error_description": error.status})
 
 
 def require(condition, status, error):
@@ -455,7 +464,7 @@ def check_key():
     fields, known = form(), crest.get_setting_data().get("handler_key")
     require(known, 503, "NOT_INSTALLED: " + PRESS_SAVE)
     right = compare_digest(known.encode(), fields.get("key", "").encode())
-    require(right, 403, "WRONG_KEY: use the address that Save registered, with ?key=SECRET")
+    require(right, 403, "WRONG_KEY: use the address of the last Save, with ?key=SECRET")
     return fields
 
 
@@ -468,7 +477,8 @@ def public_url():
     return url
 
 
-# ---- crest.php: the network, class CRest -------------------------------------------------
+# ---- crest.php: the network, class CRest -----------------------------------------------
+APP_INFO = OAUTH_URL + "/rest/app.info"  # whose token is it, and where is its portal?
 # Nobody there, no such host, no answer to the call; a certificate that can't be trusted
 NOT_CONNECTED = (urllib3.exceptions.NewConnectionError, ssl.SSLCertVerificationError,
                  urllib3.exceptions.ConnectTimeoutError)
@@ -486,6 +496,9 @@ def post(url, method="POST", **what):
         return 0, "not https"
     try:
         got = requests.request(method, url, timeout=TIMEOUT, allow_redirects=False, **what)
+        return got.status_code, got.json()
+    except (requests.JSONDecodeError, RecursionError):
+        return got.status_code, got.text
     except requests.ConnectionError as error:
         cause = error  # requests wraps urllib3's, which wraps Python's
         while cause and not isinstance(cause, NOT_CONNECTED):
@@ -493,14 +506,10 @@ def post(url, method="POST", **what):
         if not cause:
             raise
         return 0, "not connected"
-    try:
-        return got.status_code, got.json()
-    except (ValueError, RecursionError):
-        return got.status_code, got.text
 
 
 def mapping(answer, *names):
-    """answer[name][name] as a dict, or {}; PHP writes {} as [], and {"0": ...} as a list."""
+    """answer[name][name] as a dict, or {}; PHP makes {} a list, and {"0": ...}, too."""
     for name in names:
         answer = mapping(answer).get(name)
     if isinstance(answer, list):
@@ -520,56 +529,54 @@ class CRest:
                   "no_install_app")
 
     def get_setting_data(self):
-        """Replace me: read the settings from your store. Out: {} before the installation."""
+        """Replace me: read them from your store. Out: {} before the installation."""
         with suppress(FileNotFoundError, NotADirectoryError):
             return json.loads((DATA_DIR / "settings.json").read_bytes())
         return {}
 
     def set_setting_data(self, settings):
         """Replace me: write them to your store. In: {} when the app is uninstalled."""
-        write(f"{DATA_DIR}/settings.json", settings)
+        write(DATA_DIR / "settings.json", settings)
 
     def update_setting_data(self, **news):
-        """Change these, under the lock; none if the app was uninstalled meanwhile."""
+        """Change these, under the lock. Out: all; {}: uninstalled meanwhile."""
         with locked("settings"):
             settings = self.get_setting_data()
             if settings:
-                self.set_setting_data({**settings, **news})
+                settings.update(news)
+                self.set_setting_data(settings)
+        return settings
 
     def check_token(self, fields):
         """Believe the OAuth server about a token, the portal about its administrator.
 
         In: a frame's or an event's fields, all of which can be forged. Out: what to save.
-        Errors: 403 not ours, another portal, no administrator; 503. ("app.info", "profile")
+        Errors: 403 not ours, another portal, no administrator; 503. ("app.info")
         """
         require(not MISSING, 503, f"NO_CLIENT_ID: set {' and '.join(MISSING)}, restart")
         names = {"access_token": "AUTH_ID", "refresh_token": "REFRESH_ID",
-                 "application_token": "APPLICATION_TOKEN"}  # an event's: a frame's
-        found = {name: fields.get(frames, fields.get(f"auth[{name}]", ""))
-                 for name, frames in names.items()}
-        status, answer = self.app_info(found)
+                 "application_token": "APPLICATION_TOKEN"}  # names in auth[...]: in a frame
+        found = {event: fields.get(frame, fields.get(f"auth[{event}]", ""))
+                 for event, frame in names.items()}
+        status, answer = self.request(APP_INFO, data={"auth": found["access_token"]})
         answered = "result" in answer or status in (400, 401, 403)
-        require(answered, 503, "OAUTH_SERVER: the OAuth server did not answer; try again")
+        require(answered, 503, "OAUTH_SERVER: it did not answer; try again")
         ours = mapping(answer, "result").get("client_id") == CLIENT_ID
-        require(ours, 403, "WRONG_TOKEN: not a token of this application; reload the page")
+        require(ours, 403, "WRONG_TOKEN: not this application's token; reload the page")
         portal = mapping(answer, "result", "install")
         found.update({name: portal.get(name) for name in ("member_id", "client_endpoint")})
         known = self.get_setting_data().get("member_id", found["member_id"])
-        same = known == found["member_id"]
-        require(same, 403, "OTHER_PORTAL: to move to another portal, delete settings.json")
+        moved = "OTHER_PORTAL: to move to another portal, delete settings.json"
+        require(known == found["member_id"], 403, moved)
         answer = self.call_curl(found, "profile", {})
         code = "ACCESS_DENIED" if answer.get("error") == "ACCESS_DENIED" else "PORTAL"
         profile = mapping(answer, "result")
-        require(profile, 503, f"{code}: Bitrix24 does not let the application in; try again")
+        require(profile, 503, f"{code}: Bitrix24 does not let the app in; try again")
         require(profile.get("ADMIN") is True, 403, "NOT_ADMIN: only administrators may")
         return found
 
-    def app_info(self, settings):
-        """Whose is this token, and where is its portal now? ("app.info")"""
-        return self.ask(OAUTH_URL + "/rest/app.info", data={"auth": settings["access_token"]})
-
     def install_app(self, found, **typed):
-        """Save what is proven and typed; what is not given stays, with the handler_key."""
+        """Save what is proven and typed; the rest stays, such as the handler_key."""
         with locked("settings"):
             settings = {"handler_key": token_urlsafe(24), **self.get_setting_data()}
             settings.update({name: value for name, value in found.items() if value})
@@ -579,16 +586,11 @@ class CRest:
         return settings
 
     def call(self, method, params):
-        """One REST method with the saved tokens. Out: {"result": ...} or {"error": "CODE"}"""
+        """A REST method with the saved tokens. Out: {"result": ...} or {"error": "CODE"}"""
         settings = self.get_setting_data()
         answer = self.call_curl(settings, method, params)
-        if answer.get("error") == "HTTP_302":  # renamed; its "Location" may lie
-            _, answer = self.app_info(settings)
-            endpoint = mapping(answer, "result", "install").get("client_endpoint")
-            if endpoint:
-                self.update_setting_data(client_endpoint=endpoint)
-                moved = {**settings, "client_endpoint": endpoint}
-                answer = self.call_curl(moved, method, params)
+        if answer.get("error") == "HTTP_302":  # the portal was renamed
+            answer = self.call_curl(self.get_new_endpoint(settings), method, params)
         if answer.get("error") == "expired_token":  # never before, or we may get blocked
             answer = self.call_curl(self.get_new_auth(settings), method, params)
         return answer
@@ -599,46 +601,60 @@ class CRest:
             return {"error": settings.get("error", "no_install_app")}
         url = f"{settings['client_endpoint']}{method}.json"
         for pause in PAUSES_503:
-            status, answer = self.ask(url, json={"auth": settings["access_token"], **params})
+            status, answer = self.request(url, json={"auth": settings["access_token"], **params})
             if status != 503 or STOP.wait(pause):
                 break
         return answer
 
-    def ask(self, url, **what):
+    def request(self, url, **what):
         """In: as post(). Out: the HTTP status, Bitrix24's answer or {"error": "CODE"}."""
         try:
             status, answer = post(url, **what)
         except (requests.RequestException, ValueError):
             return 0, {"error": "no_answer"}
         known = mapping(answer)
-        if status == 200 and known and "error" not in known:
-            return status, known
+        if status == 200 and isinstance(answer, dict) and "error" not in answer:
+            return status, answer
         return status, {**known, "error": str(known.get("error", f"HTTP_{status}"))}
 
+    def get_new_endpoint(self, settings):
+        """Out: settings with the address that the OAuth server knows: "Location" may lie."""
+        _, answer = self.request(APP_INFO, data={"auth": settings["access_token"]})
+        endpoint = mapping(answer, "result", "install").get("client_endpoint")
+        if not endpoint:
+            return {"error": answer.get("error", "oauth_server")}
+        self.update_setting_data(client_endpoint=endpoint)
+        return {**settings, "client_endpoint": endpoint}
+
     def get_new_auth(self, expired):
-        """Out: settings with a new token, whoever got it, or {"error": "CODE"} ("OAuth 2.0")"""
+        """Out: settings with a new token, or {"error": "CODE"}. ("OAuth 2.0")"""
         with locked("settings"):
             settings = self.get_setting_data()
-            if settings.get("access_token") != expired["access_token"]:  # somebody was faster
+            if settings.get("access_token") != expired["access_token"]:  # it is new already
                 return settings
             self.set_setting_data(settings)  # a full disk raises before the old are spent
-            _, answer = self.ask(OAUTH_URL + "/oauth/token/", data={
-                "grant_type": "refresh_token", "refresh_token": settings["refresh_token"],
+            _, answer = self.request(OAUTH_URL + "/oauth/token/", data={
+                "grant_type": "refresh_token", "refresh_token": settings.get("refresh_token"),
                 "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET})
             if not answer.get("access_token"):
                 return {"error": answer.get("error", "oauth_server")}
             for name in ("access_token", "refresh_token", "client_endpoint"):
-                settings[name] = answer.get(name) or settings[name]
+                settings[name] = answer.get(name) or settings.get(name)
             self.set_setting_data(settings)
         return settings
 
     def call_batch(self, commands, halt=0):
-        """In: {name: (method, params)}, 50 at most. Out: result, result_error, error."""
-        cmd = {name: f"{method}?{urlencode(params)}"
-               for name, (method, params) in commands.items()}
-        answer = self.call("batch", {"halt": halt, "cmd": cmd}) if cmd else {}
-        found = {kind: mapping(answer, "result", kind) for kind in ("result", "result_error")}
-        return {**found, "error": answer.get("error", "")}
+        """In: {name: (method, params)}, 50 a request. Out: result, result_error, error."""
+        whole, names = {"result": {}, "result_error": {}, "error": ""}, list(commands)
+        for start in range(0, len(names), 50):
+            cmd = {name: f"{commands[name][0]}?{urlencode(commands[name][1])}"
+                   for name in names[start:start + 50]}
+            answer = self.call("batch", {"halt": halt, "cmd": cmd})
+            for kind in ("result", "result_error"):
+                whole[kind].update(mapping(answer, "result", kind))
+            if "error" in answer:
+                return {**whole, "error": answer["error"]}
+        return whole
 
     def set_log(self, kind, **data):
         """Replace me. In: names, ids and codes; never a text, a token, a full number."""
@@ -646,14 +662,14 @@ class CRest:
 
     def check_server(self):
         """What to mend before the app can run here, in words: no paths, no versions."""
-        mend = [f"Set {name}, from the application's card in Bitrix24." for name in MISSING]
+        mend = [f"Set {name}: see the application's card in Bitrix24." for name in MISSING]
         urls = {"PUBLIC_URL": PUBLIC_URL, "OAUTH_URL": OAUTH_URL, "SMSRU_URL": SMSRU_URL}
         plain = [name for name, url in urls.items() if url and not SECURE.match(url)]
         mend += [f"{name} must begin with https://" for name in plain]
         try:
             self.get_setting_data()
-            write(f"{DATA_DIR}/check", mend)
-            os.unlink(f"{DATA_DIR}/check")
+            write(QUEUE / "new" / "check", mend)
+            os.unlink(QUEUE / "new" / "check")
         except OSError as error:
             mend.append(f"Let this user write to DATA_DIR: {error.strerror}.")
         except ValueError:
@@ -661,12 +677,10 @@ class CRest:
         return mend
 
 
-crest = CRest()  # Replace me: your subclass
-
-
-# ---- data/: whole files, locks, the queue ------------------------------------------------
+# ---- data/: whole files, locks, the queue ----------------------------------------------
 QUEUE = DATA_DIR / "queue"
-FOLDERS = ("new", "sending", "sent", "failed")  # how far a message is; the later one counts
+SEND_LOCK = DATA_DIR / "send.lock"  # of locked("send"); it also says until when sending rests
+FOLDERS = ("new", "sending", "sent", "failed")  # how far it is; the later one counts
 os.umask(0o077)  # files 0600, folders 0700
 for folder in (DATA_DIR, LOGS_DIR, QUEUE, *[QUEUE / name for name in FOLDERS]):
     with suppress(OSError):  # checkserver tells; a volume that is not ours keeps its mode
@@ -674,28 +688,26 @@ for folder in (DATA_DIR, LOGS_DIR, QUEUE, *[QUEUE / name for name in FOLDERS]):
         folder.chmod(0o700)  # it may come from git, readable by all
 
 
-def write(path, data, due=None, put=os.replace):
-    """Written aside, flushed, put in place, folder flushed: after a crash whole, or not there.
+def write(path, data, put=os.replace):
+    """Written aside, flushed, put in place: after a crash it is whole, or not there.
 
-    In: due, the file's mtime; put: os.link raises FileExistsError instead of replacing.
+    In: put: os.link raises FileExistsError instead of replacing.
     """
-    aside = f"{DATA_DIR}/{token_hex(8)}.tmp"
+    aside = DATA_DIR / f"{token_hex(8)}.tmp"
     try:
         with open(aside, "xb") as file:
             file.write(json.dumps(data).encode())
             file.flush()  # a full disk raises here
             os.fsync(file.fileno())
-        if due:
-            os.utime(aside, (due, due))
-        put(aside, path)
+        put_flushed(aside, path, put)
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(aside)
-    flush_folder(os.path.dirname(path))
+        aside.unlink(missing_ok=True)
 
 
-def flush_folder(path):
-    folder = os.open(path, os.O_RDONLY)
+def put_flushed(source, path, put=os.rename):
+    """The folder is flushed, too: only then a name outlives a power cut."""
+    put(source, path)
+    folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
 
@@ -704,7 +716,7 @@ def flush_folder(path):
 def locked(name, wait=True):
     """Replace me: a lock between threads and processes that dies with its owner.
 
-    In: "settings", "send" or "statuses". Errors: BlockingIOError, taken, and wait is False.
+    In: "settings", "send", "statuses". Errors: BlockingIOError, if it is not to wait.
     """
     with open(f"{DATA_DIR}/{name}.lock", "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -712,29 +724,28 @@ def locked(name, wait=True):
 
 
 class Queue:
-    """Replace me: the waiting messages, a JSON file each, in the folder that says how far.
+    """Replace me: what waits, a JSON file each, in the folder that says how far it is.
 
-    After a crash a message may lie in two: the later folder counts, and whoever works on the
-    earlier one, the sender or the pass, removes it there. A file's mtime says when it is due,
-    and nothing else. Plain functions, as there is one queue.
+    After a crash a message may lie in two: the later folder counts, and whoever works on
+    the earlier one, the sender or the pass, removes it there. A file's mtime says when it
+    is due, and nothing else. Plain functions, as there is one queue.
     """
 
     def path(folder, message):
-        return f"{QUEUE}/{folder}/{message['message_id']}.json"
+        return QUEUE / folder / f"{message['message_id']}.json"
 
     def put(message):
-        """Into new/, on disk when this returns; what waits there already stays as it is."""
+        """Into new/, on disk when this returns; what waits there stays as it is."""
         with suppress(FileExistsError):
-            write(Queue.path("new", message), message, put=os.link)
+            write(Queue.path("new", message), message, os.link)
 
     def due(*folders):
         """The ids of what is due now in these folders, the longest waiting first."""
-        found = []
+        found, now = [], time.time()
         for file in [file for folder in folders for file in os.scandir(QUEUE / folder)]:
             with suppress(FileNotFoundError):  # it is just leaving
-                if file.name.endswith(".json") and file.stat().st_mtime <= time.time():
-                    found.append((file.stat().st_mtime, file.name[:-5]))
-        return [message_id for _, message_id in sorted(found)]
+                found.append((file.stat().st_mtime, file.name))
+        return [name[:-5] for due, name in sorted(found) if due <= now and name.endswith(".json")]
 
     def read(folder, ids):
         """Yield the messages that are still there; what can't be read is set aside."""
@@ -742,95 +753,116 @@ class Queue:
         for message_id in ids:
             path = Queue.path(folder, {"message_id": message_id})
             try:
-                if any(os.path.exists(QUEUE / one / f"{message_id}.json") for one in later):
-                    os.unlink(path)
+                if any((QUEUE / one / path.name).exists() for one in later):
+                    path.unlink()
                 else:
-                    yield dict(json.loads(Path(path).read_bytes()))
+                    yield dict(json.loads(path.read_bytes()))
             except FileNotFoundError:
                 pass
-            except (ValueError, TypeError, PermissionError):
+            except (ValueError, TypeError, RecursionError, PermissionError):
                 crest.set_log("unreadable", message_id=message_id)
-                os.utime(path)
-                os.rename(path, f"{QUEUE}/{message_id}.unreadable")
+                aside = path.rename(QUEUE / f"{message_id}.unreadable")
+                with suppress(PermissionError):
+                    aside.touch()  # kept for 14 days from now on
 
     def take(message_id):
-        """From new/ to sending/. Out: the message; None: it is gone, or farther already."""
-        for message in Queue.read("new", [message_id]):
-            os.rename(Queue.path("new", message), Queue.path("sending", message))
-            flush_folder(QUEUE / "sending")  # before the operator may have it
-            return message
-
-    def move_on(message):
-        """From sending/ to sent/ or failed/: recorded in place, then moved."""
-        folder = "failed" if message["status"] == "failed" else "sent"
+        """From new/ to sending/, on disk before the operator is asked. Out: it, or None."""
         with suppress(FileNotFoundError):  # clear() took it meanwhile
-            Queue.record("sending", message)
-            os.rename(Queue.path("sending", message), Queue.path(folder, message))
+            for message in Queue.read("new", [message_id]):
+                put_flushed(Queue.path("new", message), Queue.path("sending", message))
+                return message
 
-    def move_back(message, due):
-        """From sending/ to new/: it may hold news, so written there, then removed here."""
-        if os.path.exists(Queue.path("sending", message)):  # else clear() took it meanwhile
-            write(Queue.path("new", message), message, due)
-            os.unlink(Queue.path("sending", message))
+    def move_back(message, pause):
+        """From sending/ to new/: with news in it, so written there, then removed here."""
+        if Queue.path("sending", message).exists():  # else clear() took it meanwhile
+            write(Queue.path("new", message), message)
+            Queue.postpone("new", message, pause)
+            Queue.path("sending", message).unlink()
 
-    def record(folder, message):
-        """Over what is there, in one write: making another file is what costs most."""
-        with suppress(FileNotFoundError), open(Queue.path(folder, message), "r+b", 0) as file:
+    def record(message, folder, later):
+        """Written over what is there, in one write, then renamed: a new file costs most.
+
+        A kill in between leaves it in its folder with the outcome inside: settle_left_over().
+        """
+        path = Queue.path(folder, message)
+        with suppress(FileNotFoundError), open(path, "r+b") as file:
             size = os.fstat(file.fileno()).st_size
-            file.write(json.dumps(message).encode().ljust(size))  # spaces where the text was
+            file.write(json.dumps(message).encode().ljust(size))  # spaces for the text
+            file.flush()
             os.fsync(file.fileno())
+            os.rename(path, Queue.path(later, message))
 
-    def postpone(folder, message, due):
+    def postpone(folder, message, pause):
+        """Due again in so many seconds, an hour at most."""
+        due = time.time() + min(pause, HOUR)
         with suppress(FileNotFoundError):
             os.utime(Queue.path(folder, message), (due, due))
 
-    def remove(message_id):
-        """From all folders, new/ first: what comes there after that is a genuine resend."""
+    def remove(message):
+        """From all folders, new/ first: what comes after that is a genuine resend."""
         for folder in FOLDERS:
-            (QUEUE / folder / f"{message_id}.json").unlink(missing_ok=True)
+            Queue.path(folder, message).unlink(missing_ok=True)
 
     def waiting():
         return len(list(QUEUE.glob("*/*.json")))
 
     def clear():
-        for path in QUEUE.glob("*/*.json"):
+        for path in (*QUEUE.glob("*/*.json"), *QUEUE.glob("*.unreadable")):
             path.unlink(missing_ok=True)
 
     def sweep():
         """What a killed process left half written, and what was set aside long ago."""
-        for path in (*DATA_DIR.glob("*.tmp"), *QUEUE.glob("*.unreadable")):
-            with suppress(FileNotFoundError):
-                age = time.time() - path.stat().st_mtime
-                if age > (HOUR if path.suffix == ".tmp" else KEEP):
-                    path.unlink()
+        for pattern, age in (("*.tmp", HOUR), ("queue/*.unreadable", KEEP)):
+            for path in DATA_DIR.glob(pattern):
+                with suppress(OSError):
+                    if time.time() - path.stat().st_mtime > age:
+                        path.unlink()
 
     def rest(seconds, outcome=""):
-        """Send nothing for so long: the lock's own mtime says until when, its text why."""
+        """Send nothing for so long: the lock's mtime says until when, its text why."""
         until = time.time() + seconds
-        (DATA_DIR / "send.lock").write_text(outcome)
-        os.utime(DATA_DIR / "send.lock", (until, until))
+        with suppress(OSError):  # no room for the text
+            SEND_LOCK.write_text(outcome)
+        os.utime(SEND_LOCK, (until, until))
+
+    def hurry():
+        """All that waits is due, and sending rests no more."""
+        for message_id in [path.stem for path in (QUEUE / "new").iterdir()]:
+            Queue.postpone("new", {"message_id": message_id}, 0)
+        Queue.rest(0)
 
     def resting():
         """Out: why nothing is sent for now, or ""."""
-        with suppress(FileNotFoundError):
-            if os.stat(f"{DATA_DIR}/send.lock").st_mtime > time.time():
-                return (DATA_DIR / "send.lock").read_text()
-        return ""
+        rests = SEND_LOCK.exists() and SEND_LOCK.stat().st_mtime > time.time()
+        return (SEND_LOCK.read_text() or "down") if rests else ""
 
 
-# ---- Operators: operate, Demo, SmsRu -----------------------------------------------------
+# ---- Operators: operate, Demo, SmsRu ---------------------------------------------------
 HTTP_SAYS = {0: "down", 429: "busy", 503: "down"}  # statuses by which nothing was taken
+SMSRU_TROUBLE = {  # every other code is "failed"
+    100: "", 200: "key", 201: "money", 206: "limit", 220: "down", 500: "down",
+    **dict.fromkeys((300, 301, 302), "key"), **dict.fromkeys((230, 231, 232, 233), "later")}
+SMSRU_STATUSES = {-1: "", 100: "", 101: "", 102: "", 103: "delivered", 110: "delivered",
+                  **dict.fromkeys((104, 105, 106, 107, 108, 150), "undelivered")}
 
 
-def operate(unsure, work, *args):
-    """The one place that calls an operator. Out: one of OUTCOMES, and what came with it.
+def operate(words, unsure, work, *args):
+    """The one place that calls an operator. Out: one of these words, and what came with it.
 
-    In: unsure, what an exception or an unknown word means: "in doubt" for send(), because
-    the operator may have the message; else "down".
+    In: unsure, what an exception or any other answer means: "in doubt" for send().
     """
-    outcome, found = attempt(work, *args) or (unsure, "mistake")
-    known = outcome in OUTCOMES and outcome != "in doubt"
-    return (outcome if known else unsure), found
+    with suppress(TypeError, ValueError):  # it raised, or this is no pair
+        word, found = attempt(work, *args)
+        if word in words:
+            return word, found
+    return unsure, "mistake"
+
+
+def operator_settings():
+    """Each of the operator's fields as text; SMS_API_KEY until a key is saved."""
+    empty = {field["name"]: "" for field in OPERATOR.FIELDS}
+    saved = crest.get_setting_data().get("operators", {}).get(SMS_OPERATOR, {})
+    return {**empty, "api_key": SMS_API_KEY, **saved}
 
 
 class Demo:
@@ -845,12 +877,12 @@ class Demo:
                "ru": ("Ключ API", "Подойдёт любой: ничего не отправляется.")},)
 
     def check(settings):
-        """Before a Save. Out: "", or what is in the way ("key": not with these); a note."""
+        """Before a Save. Out: "" or what is in the way ("key": not these); a note."""
         return ("" if settings["api_key"] else "key"), ""
 
     def send(settings, message):
-        """In: as handler() made it. Out: "sent" and the operator's id ("" if it has none),
-        or what is in the way and a note for the log (no number, no text)."""
+        """In: as handler() made it. Out: "sent" and the operator's id ("": it has none), or
+        what is in the way and a note for the log (no number, no text)."""
         end = re.sub(r"\D", "", message["to"])[-2:]
         if end == "02":
             return "failed", "refused"
@@ -866,30 +898,24 @@ class Demo:
 
 
 class SmsRu:
-    """SMS.ru ("API: sending", "API: status"): one number a request, 100 ids a question."""
+    """SMS.ru ("API: sending", "API: status"): a number a request, 100 ids a question."""
 
     FIELDS = ({"name": "api_key", "secret": True,
                "en": ("API key", "api_id, in your SMS.ru account's settings"),
                "ru": ("Ключ API", "api_id из настроек личного кабинета SMS.ru")},)
-    # Its codes; every other one is "failed"
-    TROUBLE = {100: "", 200: "key", 300: "key", 301: "key", 302: "key", 201: "money",
-               206: "limit", 220: "down", 500: "down",
-               230: "later", 231: "later", 232: "later", 233: "later"}
-    STATUSES = {-1: "", 100: "", 101: "", 102: "", 103: "delivered", 110: "delivered",
-                **dict.fromkeys((104, 105, 106, 107, 108, 150), "undelivered")}
 
     def request(path, settings, **fields):
-        """Out: "" and SMS.ru's answer about all or the only message, or trouble and a code."""
+        """Out: "" and its answer about all or the only message, or trouble and a code."""
         fields = {**fields, "api_id": settings["api_key"], "json": 1}
         status, answer = post(SMSRU_URL + path, data=fields)
         if status in HTTP_SAYS:
             return HTTP_SAYS[status], status
-        if path == "/sms/send":  # one number: its entry, whatever the key, if there is one
+        if path == "/sms/send":  # one number: its entry, if there is one
             answer = next(iter(mapping(answer, "sms").values()), answer)
         code = mapping(answer).get("status_code")
         if not isinstance(code, int):  # SMS.ru did not write this
             return "in doubt", "no sense"
-        trouble = SmsRu.TROUBLE.get(code, "failed")
+        trouble = SMSRU_TROUBLE.get(code, "failed")
         return trouble, code if trouble else answer
 
     def check(settings):
@@ -902,32 +928,23 @@ class SmsRu:
                                         test=SMSRU_TEST or None)
         if message["in_doubt"] and answer in (231, 232):  # had the same text just now
             return "sent", ""
-        if not trouble and "sms_id" not in answer:
-            return "in doubt", "no id"
         return (trouble, answer) if trouble else ("sent", answer["sms_id"])
 
     def statuses(settings, ids):
         trouble, answer = SmsRu.request("/sms/status", settings, sms_id=",".join(ids))
         found = {one: mapping(answer, "sms", one) for one in ids}
-        return trouble, {one: SmsRu.STATUSES.get(entry.get("status_code"), "failed")
+        return trouble, {one: SMSRU_STATUSES.get(entry.get("status_code"), "failed")
                          for one, entry in found.items() if entry.get("status") == "OK"}
 
 
+# ---- Run: the operator, the log, python app.py [statuses | checkserver] ----------------
 OPERATORS = {"demo": Demo, "smsru": SmsRu}
 if SMS_OPERATOR not in OPERATORS:
     sys.exit(f"SMS_OPERATOR is one of {', '.join(OPERATORS)}")
 OPERATOR = OPERATORS[SMS_OPERATOR]
-
-
-def operator_settings(settings):
-    """Each of the operator's fields as text; SMS_API_KEY until a key is saved."""
-    empty = {field["name"]: "" for field in OPERATOR.FIELDS}
-    saved = settings.get("operators", {}).get(SMS_OPERATOR, {})
-    return {**empty, "api_key": SMS_API_KEY, **saved}
-
-
-# ---- Run: python app.py [statuses | checkserver] -----------------------------------------
-SENDER = ThreadPoolExecutor(1)  # its thread starts with the first message
+crest = CRest()  # Replace me: your subclass
+app.default_error_handler = error_in_json
+BACKGROUND = ThreadPoolExecutor(1)  # its thread starts with the first message
 LOG = logging.getLogger("app")  # one JSON object a line; rotation is logrotate's
 LOG.setLevel(logging.INFO)
 LOG.propagate = logging.raiseExceptions = False  # a full disk must not refuse a message
@@ -944,8 +961,9 @@ def attempt(work, *args):
     """
     try:
         return work(*args)
-    except Exception as error:
-        where = [f"{one.name}:{one.lineno}" for one in traceback.extract_tb(error.__traceback__)]
+    except Exception as error:  # noqa: BLE001
+        steps = traceback.extract_tb(error.__traceback__)
+        where = [f"{Path(step.filename).name}:{step.lineno}" for step in steps]
         crest.set_log("mistake", error=type(error).__name__, where=where)
 
 
@@ -970,12 +988,12 @@ def passes():
 
 
 def main(command=""):
-    path = DATA_DIR / "settings.json"
     if command not in ("", "statuses", "checkserver"):
         sys.exit("Usage: python app.py [statuses | checkserver]")
     if command == "statuses":
+        path = DATA_DIR / "settings.json"
         if path.exists() and path.stat().st_uid != os.geteuid():
-            sys.exit("settings.json is another user's: run this as the one who runs the app")
+            sys.exit("settings.json is another user's: run this as the app's user")
         totals = one_pass()
         print(json.dumps(totals))
         sys.exit(bool(totals["errors"]))
@@ -983,17 +1001,21 @@ def main(command=""):
     print("\n".join(mend) or "This server can run the application.")
     if command == "checkserver":
         sys.exit(bool(mend))
+    try:
+        server = make_server(HOST, PORT, app, Server, Connection)
+    except OSError as error:
+        sys.exit(f"Can't listen on {HOST}:{PORT}: {error.strerror}. Set HOST or PORT.")
     note = DEMO if OPERATOR is Demo else ""
     print(f"http://{HOST}:{PORT}/ with the operator {SMS_OPERATOR}{note}", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
-    threading.Thread(target=passes).start()
-    try:
-        app.run(host=HOST, port=PORT, server_class=Server, handler_class=Connection, quiet=True)
-    except OSError as error:
-        sys.exit(f"Can't listen on {HOST}:{PORT}: {error.strerror}. Set HOST or PORT.")
-    finally:
-        STOP.set()
-        SENDER.shutdown(cancel_futures=True)
+    thread = threading.Thread(target=passes)
+    with suppress(KeyboardInterrupt):
+        thread.start()
+        server.serve_forever()
+    STOP.set()
+    server.server_close()
+    BACKGROUND.shutdown(cancel_futures=True)
+    thread.join()
 
 
 if __name__ == "__main__":

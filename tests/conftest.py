@@ -16,7 +16,7 @@ if hasattr(os, "geteuid") and os.geteuid() == 0:
 @pytest.fixture
 def world():
     """A fresh portal, OAuth server and SMS.ru, without the app."""
-    from portal import World
+    from pretend import World
     with World() as world:
         yield world
 
@@ -30,7 +30,7 @@ def app(world):
 @pytest.fixture
 def installed(world, app):
     """The world with the app installed by an administrator through the stand-in browser."""
-    from portal import install
+    from pretend import install
     answer = install(world)
     assert answer.status_code == 200, answer.text
     return world

@@ -5,9 +5,9 @@ says: one does what a test orders, one is like SMSC, one is like Telegram.
 """
 import json
 
-from portal import ROOT, World
+from pretend import ROOT, World
+from pretend.wire import Party
 from steps import forget
-from wire import Party
 
 RETRY_AFTER = 60  # seconds
 TOKEN = "bot4711:AAF-token-in-an-address"

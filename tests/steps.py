@@ -3,6 +3,7 @@
 They see the queue as its folders of files, move time by changing mtimes between passes, and make
 the operator slow or silent.
 """
+import fcntl
 import json
 import os
 import threading
@@ -10,11 +11,12 @@ import time
 from contextlib import suppress
 
 import requests
-from portal import ADMINISTRATOR, GOOD_KEY, install, until
+from pretend import ADMINISTRATOR, GOOD_KEY, install, until
 
 FOLDERS = ("new", "sending", "sent", "failed")  # how far a message is; the later one counts
 PHONE, NUMBER = "+7 (925) 507-06-02", "79255070602"
 HOUR, DAY = 3600, 24 * 3600
+NOTHING = {"sent": 0, "delivered": 0, "undelivered": 0, "failed": 0, "waiting": 0, "errors": {}}
 
 
 def code_of(world):
@@ -41,6 +43,21 @@ def send(world, text, to=PHONE, **more):
     message_id, status = world.portal.send_message(to, text, code=code_of(world), **more)
     assert status == 200
     return message_id
+
+
+def send_many(world, texts, connections=16):
+    """The portal calls the handler for all of these at once; [(message_id, HTTP status)]."""
+    messages = [(PHONE, text, False, None, code_of(world)) for text in texts]
+    return world.portal.send_many(messages, connections)
+
+
+def work_off(world):
+    """Passes, every pause between them over, until nothing waits."""
+    def done():
+        make_due(world.app)
+        one_pass(world)
+        return not world.app.queue()
+    until(done, 30, "messages stay in the queue")
 
 
 # Where a message is ------------------------------------------------------------------------------
@@ -82,7 +99,7 @@ def change(app, message_id, **news):
 
 
 def make_due(app, *message_ids):
-    """Let the pauses of these messages, or of all that still wait, be over; sending rests no more."""
+    """Let the pauses of these messages, or of all, be over; sending rests no more."""
     paths = [path_of(app, one) for one in message_ids] or app.queue()
     for path in [*paths, app.data / "send.lock"]:
         with suppress(FileNotFoundError):
@@ -97,6 +114,58 @@ def pause(app, message_id):
 def rests(app):
     """How many seconds from now sending goes on."""
     return (app.data / "send.lock").stat().st_mtime - time.time()
+
+
+def idle(app):
+    """Wait until nobody sends: what happens after that is the test's own doing."""
+    def free():
+        with open(app.data / "send.lock", "ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
+    until(free, 60, "somebody still sends")
+
+
+def end_rest(app):
+    """The rest is over, and nothing else: each message keeps its own pause."""
+    os.utime(app.data / "send.lock", (1, 1))
+
+
+def rested(app):
+    """Wait until sending rests, and whoever met the trouble has ended."""
+    until(lambda: rests(app) > 0, message="sending does not rest")
+    idle(app)
+
+
+def lay(world, folder, message_id, text="laid down", **news):
+    """Lay a message down in a folder, as a killed process leaves it; the portal knows it, too."""
+    message = {"message_id": message_id, "to": PHONE, "text": text, "received": time.time(),
+               "in_doubt": False, "operator_id": "", "sent": 0, "status": "", **news}
+    path_of(world.app, message_id, folder).write_text(json.dumps(message), "utf-8")
+    world.portal.messages[message_id] = {
+        "to": PHONE, "body": text, "code": code_of(world), "status": "sent",
+        "history": ["sent"], "author": ADMINISTRATOR}
+    return message_id
+
+
+def unsent(world, *texts):
+    """Messages that the operator hasn't got, due now; their ids, in this order."""
+    ids = [lay(world, "new", f"unsent-{text or 'empty'}", text, to=f"+7900000{number:04}")
+           for number, text in enumerate(texts)]
+    for number, message_id in enumerate(ids):
+        os.utime(path_of(world.app, message_id), (time.time() - 1000 + number,) * 2)
+    return ids
+
+
+def on_its_way(world, *texts):
+    """Messages that the operator has, due now; their ids."""
+    ids = [send(world, text, f"+7911000{number:04}") for number, text in enumerate(texts)]
+    settled(world.app, *ids)
+    idle(world.app)
+    make_due(world.app, *ids)
+    return ids
 
 
 def forget(app):
@@ -146,12 +215,21 @@ def received(world, text):
     return sum(one["msg"] == text for one in world.smsru.sent)
 
 
+def history(world, message_id):
+    return world.portal.messages[message_id]["history"]
+
+
 def calls(party, path):
     """The fields of every request for this path, in their order."""
     return [fields for asked, fields in party.requests if asked.endswith(path)]
 
 
 # Trouble -----------------------------------------------------------------------------------------
+
+def page(status):
+    """The trouble of a party that answers everything with a proxy's page."""
+    return lambda method, path, fields: (status, f"<html><title>{status}</title></html>", {})
+
 
 class Gate:
     """Holds the requests for one path until it is opened; `asked` says which came so far."""
@@ -201,6 +279,23 @@ def reset(world):
     smsru.down, smsru.refuse, smsru.delay, smsru.keys = False, None, 1.0, {GOOD_KEY}
     for used in (smsru.sent, smsru.requests, portal.requests, world.oauth.requests):
         used.clear()
+    return world
+
+
+def fresh(world):
+    """An installed world without trouble, its queue and log empty; what is sent arrives at once."""
+    operator, portal = world.smsru, world.portal
+    operator.down, operator.refuse, operator.balance, operator.delay = False, None, 1000.0, 0
+    operator.trouble = portal.trouble = None
+    operator.codes, operator.delivery, operator.slow, operator.keys = {}, {}, 0, {GOOD_KEY}
+    for party in (operator, portal):
+        if not party.server:
+            party.start()
+    idle(world.app)
+    for party in (operator, portal):
+        party.requests.clear()
+    operator.sent.clear()
+    forget(world.app)
     return world
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 import requests
-from portal import GOOD_KEY, install
+from pretend import GOOD_KEY, install
+from pretend.tab import PHONE, WIDE, Tab
 from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from steps import FOLDERS, code_of
-from tab import PHONE, WIDE, Tab
 
 MASK = "••••"  # all that a page shows of a secret
 NUMBER, TEXT = "+7 (999) 000-00-00", "Ваш код подтверждения: 1234"

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import requests
-from portal import install
+from pretend import install
 
 
 def ask(app, **query):

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 import pytest
 import requests
 import steps
-from portal import ADMINISTRATOR, GOOD_KEY, ROOT, Browser, World, install, until
+from pretend import ADMINISTRATOR, GOOD_KEY, ROOT, Browser, World, install, until
 from steps import Gate, calls, handler_url, make_due, path_of, reset, settled
 
 PRESS_SAVE = "an administrator must open the application and press Save"

@@ -1,16 +1,21 @@
 """A full disk: a limit on the size of files, which holds for root too."""
 import pytest
-from portal import install, until
-from test_queue import (
+from pretend import install, until
+from steps import (
     PHONE,
+    code_of,
+    folder_of,
+    history,
     make_due,
     one_pass,
+    outcomes,
     path_of,
+    read,
     received,
+    rested,
     send,
     settled,
     stored,
-    tried,
 )
 
 LAUNCHER = """
@@ -40,55 +45,58 @@ def roomy(world):
     return world
 
 
-def history(world, message_id):
-    return world.portal.messages[message_id]["history"]
-
-
 def test_a_full_disk_gets_5xx_and_leaves_nothing_behind(world, full):
     world.app = app = full(16384).start()
     world.portal.app_url = app.url
     assert install(world).status_code == 200
     world.smsru.down = True
     small = send(world, "it fits")
-    message_id, status = world.portal.send_message(PHONE, "x" * 20000)
+    message_id, status = world.portal.send_message(PHONE, "x" * 20000, code=code_of(world))
     assert 500 <= status < 600
     assert list(stored(app)) == [small]
-    assert not [one for one in (app.data / "queue").iterdir() if message_id in one.name]
-    until(lambda: not list((app.data / "queue").glob("*.tmp")))
+    assert not list((app.data / "queue").rglob(f"*{message_id}*"))
+    until(lambda: not list(app.data.glob("*.tmp")), message="something half written is left")
     after = send(world, "it fits again")
     assert set(stored(app)) == {small, after}
 
 
+def waits(world, text):
+    """A message that waits, due now, though the operator is well."""
+    world.smsru.down = True
+    message_id = send(world, text)
+    rested(world.app)
+    world.smsru.down = False
+    make_due(world.app)
+    return message_id
+
+
 def test_a_message_that_cannot_be_recorded_as_sent_is_tried_once_more_never_more_often(roomy, full):
-    roomy.smsru.down = True
-    message_id = send(roomy, "again and again?")
-    tried(roomy.app, message_id)
-    roomy.app.kill()
-    roomy.smsru.down = False
-    make_due(roomy.app)
-    for _ in range(5):
+    """Its number and text are kept, and it is in doubt, as after a kill."""
+    message_id = waits(roomy, "again and again?")
+    before = read(roomy.app, message_id)
+    for _ in range(4):
         assert full(20, DATA_DIR=roomy.app.data).run("statuses")[0] == 1
+    assert received(roomy, "again and again?") == 1
+    assert folder_of(roomy.app, message_id) == "sending"
+    assert read(roomy.app, message_id) == before
+    roomy.smsru.delay = 0
+    for _ in range(4):
+        one_pass(roomy)
+        make_due(roomy.app)
+    assert outcomes(roomy.app, message_id)[-2:] == ["in doubt", "sent"]
     assert received(roomy, "again and again?") == 2
-    roomy.app.start()
-    one_pass(roomy)
-    one_pass(roomy)
-    assert history(roomy, message_id) == ["sent", "failed"]
-    assert received(roomy, "again and again?") == 2
+    assert history(roomy, message_id) == ["sent", "delivered"]
 
 
 def test_what_is_final_is_reported_though_sending_meets_a_full_disk(roomy, full):
     roomy.smsru.delay = 0
     done = send(roomy, "delivered")
     settled(roomy.app, done)
-    roomy.smsru.down = True
-    waits = send(roomy, "waits")
-    tried(roomy.app, waits)
-    roomy.smsru.down = False
-    make_due(roomy.app)
+    waiting = waits(roomy, "waits")
     full(20, DATA_DIR=roomy.app.data).run("statuses")
     assert history(roomy, done) == ["sent", "delivered"]
-    assert not path_of(roomy.app, done).exists()
-    assert path_of(roomy.app, waits).exists()
+    assert not path_of(roomy.app, done, "sent").exists()
+    assert folder_of(roomy.app, waiting)
 
 
 def test_tokens_are_not_renewed_when_the_new_ones_could_not_be_kept(roomy, full):

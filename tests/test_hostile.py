@@ -34,7 +34,7 @@ from hostile import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from portal import GOOD_KEY, World
+from pretend import GOOD_KEY, World
 from steps import FOLDERS, folder_of
 
 RULES = settings(derandomize=True, deadline=None, database=None, print_blob=False,

@@ -7,7 +7,7 @@ from html import unescape
 
 import pytest
 import requests
-from portal import ADMINISTRATOR, EMPLOYEE, Browser, World, install, until
+from pretend import ADMINISTRATOR, EMPLOYEE, Browser, World, install, until
 from steps import handler_url, make_due, path_of, reset, send, tried
 
 KEY = "planted-operator-key-Wxyz"  # its end occurs in no random token

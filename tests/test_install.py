@@ -5,7 +5,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import requests
-from portal import GOOD_KEY, Browser, Party, World, install, until
+from pretend import GOOD_KEY, Browser, Party, World, install, until
 from steps import code_of, handler_url, reset, send, tried
 
 EVENTS = ["ONAPPUNINSTALL", "ONAPPUPDATE"]

@@ -4,8 +4,8 @@ import re
 
 import pytest
 import requests
-from portal import ADMINISTRATOR, EMPLOYEE, GOOD_KEY, Browser, Party, until
-from wire import Wire
+from pretend import ADMINISTRATOR, EMPLOYEE, GOOD_KEY, Browser, Party, until
+from pretend.wire import Wire
 
 SENDER = {"CODE": "fastsms", "TYPE": "SMS", "NAME": "Fast", "DESCRIPTION": "Fast SMS"}
 STATUS = "messageservice.message.status.update"

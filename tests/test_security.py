@@ -7,7 +7,8 @@ from urllib.parse import urlencode
 
 import pytest
 import requests
-from portal import ADMINISTRATOR, EMPLOYEE, GOOD_KEY, Browser, World, install, until
+from pretend import ADMINISTRATOR, EMPLOYEE, GOOD_KEY, Browser, World, install, until
+from pretend.wire import Party
 from steps import (
     code_of,
     folder_of,
@@ -20,7 +21,6 @@ from steps import (
     stored,
     tried,
 )
-from wire import Party
 
 FRAME = ("AUTH_ID", "REFRESH_ID", "APPLICATION_TOKEN")
 EVENT = ("auth[access_token]", "auth[refresh_token]", "auth[application_token]")

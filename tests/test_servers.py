@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from portal import PHONE, ROOT, TEXT, App, World, install, until
+from pretend import PHONE, ROOT, TEXT, App, World, install, until
 from steps import calls, code_of, doubted, forget, handler_url, received, send
 
 SERVERS = {  # without nginx in front, waitress would stop at 100 connections that are kept open

@@ -4,7 +4,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor, TimeoutError
 
 import pytest
-from portal import GOOD_KEY, Browser
+from pretend import GOOD_KEY, Browser
 from steps import installed_app, one_pass
 
 

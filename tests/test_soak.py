@@ -3,7 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SOAK = Path(__file__).with_name("soak.py")
+SOAK = Path(__file__).parent / "measure" / "soak.py"
 
 
 def test_nothing_is_lost_or_doubled_in_a_short_soak():

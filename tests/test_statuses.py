@@ -1,38 +1,34 @@
 """statuses.php: bounded patience, few requests, and what the portal is told."""
-import itertools
 import json
-import os
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from portal import World, install, until
-from test_portal import SENDER
-from test_queue import (
-    PHONE,
+from pretend import World, install, until
+from steps import (
+    DAY,
+    HOUR,
+    NOTHING,
     Gate,
     calls,
     change,
-    cut,
-    forget,
+    folder_of,
+    fresh,
+    history,
+    lay,
     logged,
     make_due,
+    on_its_way,
     one_pass,
+    page,
     path_of,
     pause,
-    read,
-    received,
     send,
-    settled,
     stored,
-    tried,
+    unsent,
 )
-
-HOUR = 3600
-NOTHING = {"sent": 0, "delivered": 0, "undelivered": 0, "failed": 0, "waiting": 0, "errors": {}}
-UPDATE = "messageservice.message.status.update"
 
 
 @pytest.fixture(scope="module")
@@ -50,44 +46,6 @@ def world(one_world):
     fresh(one_world)
 
 
-def fresh(world):
-    operator, portal = world.smsru, world.portal
-    operator.down, operator.refuse, operator.balance, operator.delay = False, None, 1000.0, 0
-    operator.trouble = portal.trouble = None
-    operator.codes, operator.delivery = {}, {}
-    operator.sent.clear()
-    for party in (operator, portal):
-        if not party.server:
-            party.start()
-        party.requests.clear()
-    forget(world.app)
-    return world
-
-
-def unsent(world, *texts):
-    """Messages that the operator could not take at first, due now; their ids, in this order."""
-    world.smsru.down = True
-    ids = [send(world, text, f"+7900000{number:04}") for number, text in enumerate(texts)]
-    for number, message_id in enumerate(ids):
-        tried(world.app, message_id)
-        os.utime(path_of(world.app, message_id), (time.time() - 1000 + number,) * 2)
-    world.smsru.down = False
-    world.smsru.requests.clear()
-    return ids
-
-
-def on_its_way(world, *texts):
-    """Messages that the operator has, due now; their ids."""
-    ids = [send(world, text, f"+7911000{number:04}") for number, text in enumerate(texts)]
-    settled(world.app, *ids)
-    make_due(world.app, *ids)
-    return ids
-
-
-def history(world, message_id):
-    return world.portal.messages[message_id]["history"]
-
-
 def batches(world):
     """The statuses of each request to the portal: [{message_id: command}]."""
     return [{name[4:-1]: text for name, text in fields.items() if name.startswith("cmd[")}
@@ -97,11 +55,11 @@ def batches(world):
 # Totals ------------------------------------------------------------------------------------------
 
 def test_the_totals_say_what_happened(world):
-    unsent(world, "now")
     ids = on_its_way(world, "one", "two", "three", "four")
     world.smsru.delivery = {"79110000002": 104, "79110000003": 102}
     failed = send(world, "", "+79110000009")
-    until(lambda: read(world.app, failed)["status"] == "failed")
+    until(lambda: folder_of(world.app, failed) == "failed")
+    unsent(world, "now")
     totals = one_pass(world)
     assert totals == {**NOTHING, "sent": 1, "delivered": 2, "undelivered": 1, "failed": 1,
                       "waiting": 2}
@@ -127,83 +85,6 @@ def test_only_final_statuses_are_told(world, code):
 
 # Bounded patience --------------------------------------------------------------------------------
 
-TROUBLE = {"stopped": "down", "503 page": "down", 220: "down", 500: "down", 201: "money",
-           200: "key", 300: "key", 302: "key", 206: "limit"}
-
-
-@pytest.mark.parametrize("what", TROUBLE)
-def test_messages_wait_for_the_operator_and_one_try_shows_it(world, what):
-    ids = unsent(world, "a", "b", "c")
-    if what == "stopped":
-        world.smsru.stop()
-    else:
-        world.smsru.down = what == "503 page"
-        world.smsru.refuse = what if isinstance(what, int) else None
-    assert one_pass(world) == {**NOTHING, "waiting": 3, "errors": {"operator": TROUBLE[what]}}
-    assert what == "stopped" or len(calls(world.smsru, "/sms/send")) == 1
-    assert [pause(world.app, one) > 0 for one in ids] == [True, False, False]
-    assert not world.portal.requests
-    if what == "stopped":
-        world.smsru.start()
-    world.smsru.down, world.smsru.refuse = False, None
-    make_due(world.app)
-    assert one_pass(world)["sent"] == 3
-    make_due(world.app)
-    assert one_pass(world) == {**NOTHING, "delivered": 3}
-    assert [received(world, text) for text in "abc"] == [1, 1, 1]
-
-
-def test_a_message_in_doubt_ends_sending_for_the_pass(world):
-    unsent(world, "doubtful", "calm")
-    cut(world, 1)
-    assert one_pass(world) == {**NOTHING, "waiting": 2, "errors": {"operator": "in doubt"}}
-    assert len(calls(world.smsru, "/sms/send")) == 1
-
-
-def test_trouble_with_sending_does_not_stop_the_portal_from_being_told(world):
-    unsent(world, "stuck")
-    message_id, = on_its_way(world, "there")
-    path_of(world.app, message_id).touch()  # after the one that meets trouble
-    make_due(world.app, message_id)
-    world.smsru.trouble = lambda method, path, fields: (
-        (500, "", {}) if path == "/sms/send" else None)
-    totals = one_pass(world)
-    assert (totals["delivered"], totals["errors"]) == (1, {"operator": "down"})
-    assert history(world, message_id)[-1] == "delivered"
-
-
-def test_pauses_double_with_each_try_up_to_an_hour(world):
-    message_id, = unsent(world, "again")
-    world.smsru.down, pauses = True, []
-    for _ in range(8):
-        make_due(world.app)
-        one_pass(world)
-        pauses.append(round(pause(world.app, message_id) / 100))
-    assert pauses == [2, 4, 8, 16, 32, 36, 36, 36]
-    assert one_pass(world) == {**NOTHING, "waiting": 1}, "not due yet"
-
-
-@pytest.mark.parametrize("code", [207, 202, 230, 231, 232, 233, 999])
-def test_one_bad_message_does_not_hold_up_the_others(world, code):
-    ids = unsent(world, "first", "bad", "last")
-    world.smsru.codes = {"79000000001": code}
-    totals = one_pass(world)
-    assert (totals["sent"], totals["errors"]) == (2, {})
-    make_due(world.app, ids[0], ids[2])
-    assert one_pass(world)["delivered"] == 2
-
-
-@pytest.mark.parametrize(("field", "to", "text"), [
-    ("phone", "", "text"), ("phone", "call me", "text"), ("phone", "12", "text"),
-    ("text", PHONE, ""), ("text", PHONE, " \n ")])
-def test_what_cannot_be_sent_is_reported_as_failed(world, field, to, text):
-    message_id = send(world, text, to)
-    until(lambda: read(world.app, message_id)["status"])
-    assert one_pass(world) == {**NOTHING, "failed": 1}
-    assert history(world, message_id) == ["sent", "failed"]
-    assert not world.smsru.sent or world.smsru.sent[-1]["msg"] != text
-
-
 @pytest.mark.parametrize(("age", "wait"), [(60, 6), (1000, 100), (10 * HOUR, HOUR),
                                            (60 * HOUR, HOUR)])
 def test_an_older_message_is_asked_about_less_often(world, age, wait):
@@ -215,18 +96,6 @@ def test_an_older_message_is_asked_about_less_often(world, age, wait):
     assert wait * 0.95 - 3 < pause(world.app, message_id) < wait * 1.05 + 3
     one_pass(world)
     assert len(calls(world.smsru, "/sms/status")) == 1
-
-
-@pytest.mark.parametrize(("hours", "status"), [(23, None), (25, "failed")])
-def test_an_unsent_message_is_given_up_after_24_hours(world, hours, status):
-    message_id, = unsent(world, "too late")
-    change(world.app, message_id, received=time.time() - hours * HOUR)
-    world.smsru.down = True
-    one_pass(world)
-    make_due(world.app)
-    one_pass(world)
-    assert history(world, message_id)[1:] == ([status] if status else [])
-    assert bool(world.app.queue()) == (status is None)
 
 
 @pytest.mark.parametrize("code", [-1, 102])
@@ -242,8 +111,8 @@ def test_a_message_without_a_final_status_is_given_up_after_72_hours(world, hour
 
 
 def test_the_hours_of_giving_up_can_be_set(world):
-    late, = unsent(world, "unsent")
     lost, = on_its_way(world, "waiting")
+    late, = unsent(world, "unsent")
     world.smsru.delivery = {"79110000000": 102}
     for message_id in (late, lost):
         change(world.app, message_id, received=time.time() - HOUR, sent=time.time() - HOUR)
@@ -258,14 +127,12 @@ def test_the_hours_of_giving_up_can_be_set(world):
 
 def test_100_ids_an_ask_and_50_statuses_a_batch(world):
     world.smsru.delay = 60
-    first, = on_its_way(world, "original")
-    message, sent = read(world.app, first), world.smsru.sent[-1]
+    on_its_way(world, "original")
+    sent = world.smsru.sent[-1]
     for number in range(229):  # the operator and the portal know these as well
-        message_id, sms_id = f"copy-{number}", f"copied-{number}"
-        copy = {**message, "message_id": message_id, "operator_id": sms_id}
-        path_of(world.app, message_id).write_text(json.dumps(copy))
+        sms_id = f"copied-{number}"
+        lay(world, "sent", f"copy-{number}", "", operator_id=sms_id, sent=time.time())
         world.smsru.sent.append({**sent, "sms_id": sms_id})
-        world.portal.messages[message_id] = {**world.portal.messages[first], "history": ["sent"]}
     make_due(world.app)
     world.smsru.delay = 0
     assert one_pass(world) == {**NOTHING, "delivered": 230}
@@ -332,10 +199,14 @@ def broken_portal(world):
 
 
 def proxy_page(world):
-    world.portal.trouble = lambda method, path, fields: (502, "<html>Bad gateway</html>", {})
+    world.portal.trouble = page(502)
 
 
-@pytest.mark.parametrize("trouble", [stop_portal, broken_portal, proxy_page])
+def overloaded(world):
+    world.portal.trouble = page(429)
+
+
+@pytest.mark.parametrize("trouble", [stop_portal, broken_portal, proxy_page, overloaded])
 def test_a_status_is_kept_while_the_portal_is_down_and_the_operator_is_not_asked_again(
         world, trouble):
     message_id, = on_its_way(world, "known")
@@ -354,18 +225,30 @@ def test_a_status_is_kept_while_the_portal_is_down_and_the_operator_is_not_asked
 
 
 def test_portal_trouble_does_not_stop_sending(world):
-    ids = unsent(world, "x", "y", "z")
-    copy = {**read(world.app, ids[0]), "operator_id": "1", "sent": time.time(), "to": "",
-            "text": "", "status": "delivered"}
-    for number in range(120):  # more than one helping of statuses, all due before the unsent
-        path = path_of(world.app, f"final-{number}")
-        path.write_text(json.dumps({**copy, "message_id": path.stem}))
-        os.utime(path, (time.time() - 5000,) * 2)
+    unsent(world, "x", "y", "z")
+    lay_finals(world, "sent", 120)  # more than one helping of statuses
     broken_portal(world)
     totals = one_pass(world)
     assert (totals["sent"], totals["waiting"]) == (3, 123)
     assert list(totals["errors"]) == ["portal"]
     assert len(world.portal.requests) == 1, "a portal in trouble is not pressed"
+
+
+def lay_finals(world, folder, count):
+    """So many messages whose end is known, and the portal is to be told."""
+    status = {"sent": "delivered", "failed": "failed"}[folder]
+    for number in range(count):
+        lay(world, folder, f"{folder}-{number}", "", status=status, sent=time.time())
+
+
+@pytest.mark.parametrize("trouble", [broken_portal, overloaded])
+def test_an_error_of_the_whole_call_ends_the_telling_for_this_pass(world, trouble):
+    for folder in ("failed", "sent"):
+        lay_finals(world, folder, 2)
+    on_its_way(world, "not known yet")
+    trouble(world)
+    assert one_pass(world)["waiting"] == 5
+    assert len(batches(world)) == 1
 
 
 def refuse(world, refused):
@@ -407,16 +290,19 @@ def test_an_error_that_may_heal_keeps_the_message_and_the_others_go(world):
     assert one_pass(world) == {**NOTHING, "delivered": 1}
 
 
-@pytest.mark.parametrize(("errors", "asked"), [
-    (["ERROR_CORE"], 5), (["OPERATION_TIME_LIMIT"], 2), (["insufficient_scope"], 2),
-    (["ERROR_CORE", "invalid_token"], 2)])
-def test_a_refused_status_ends_the_telling_only_if_it_concerns_all(world, errors, asked):
-    ids = on_its_way(world, *map(str, range(201)))  # three times up to 100, in batches of 50
-    refuse(world, dict(zip(ids[::20], itertools.cycle(errors))))
+@pytest.mark.parametrize("error", ["ERROR_CORE", "OPERATION_TIME_LIMIT", "insufficient_scope",
+                                   "invalid_token"])
+def test_a_status_refused_by_itself_waits_by_itself(world, error):
+    lay_finals(world, "sent", 201)  # three times up to 100, in batches of 50
+    refused = [f"sent-{number}" for number in range(0, 201, 20)]
+    refuse(world, dict.fromkeys(refused, error))
     totals = one_pass(world)
-    assert totals["errors"]["portal"].partition(":")[0] in errors
-    assert len(batches(world)) == asked
-    assert totals["delivered"] == {5: 190, 2: 95}[asked]
+    assert totals["errors"]["portal"].partition(":")[0] == error
+    assert (len(batches(world)), totals["delivered"]) == (5, 190)
+    assert sorted(stored(world.app)) == sorted(refused)
+    assert all(90 < pause(world.app, one) <= 100 for one in refused)
+    one_pass(world)
+    assert len(batches(world)) == 5, "not due yet"
 
 
 @pytest.mark.parametrize(("days", "stays"), [(13, True), (15, False)])
@@ -424,7 +310,7 @@ def test_after_14_days_a_message_goes_with_a_line_in_the_log(world, days, stays)
     message_id, = on_its_way(world, "old")
     broken_portal(world)
     one_pass(world)
-    change(world.app, message_id, received=time.time() - days * 24 * HOUR)
+    change(world.app, message_id, received=time.time() - days * DAY)
     one_pass(world)
     assert (message_id in stored(world.app)) == stays
     assert bool(logged(world.app, "dropped", message_id)) != stays
@@ -455,33 +341,12 @@ def test_passes_run_by_themselves_inside_the_app(world):
     message_id, = on_its_way(world, "by itself")
     until(lambda: history(world, message_id) == ["sent", "delivered"])
     assert app.stop() == 0
-    assert SENDER["CODE"] == world.portal.messages[message_id]["code"]
 
 
 @pytest.mark.parametrize("down", [True, False])
 def test_an_operator_in_trouble_is_asked_once_a_pass(world, down):
-    app = world.start_app(RETRY_AFTER=100, STATUSES_EVERY=0)
-    assert install(world).status_code == 200
-    message_id = send(world, "several")
-    settled(app, message_id)
     for number in range(250):
-        path_of(app, f"m{number}").write_text(json.dumps(
-            {**read(app, message_id), "message_id": f"m{number}", "operator_id": f"1-{number}"}))
-    make_due(app)
+        lay(world, "sent", f"m{number}", "", operator_id=f"1-{number}", sent=time.time())
     world.smsru.down, world.smsru.refuse = down, 200
     assert one_pass(world)["errors"] == {"operator": "down" if down else "key"}
     assert len(calls(world.smsru, "/sms/status")) == 1
-
-
-def test_what_has_waited_too_long_is_failed_while_the_operator_is_down(world):
-    app = world.start_app(RETRY_AFTER=100, STATUSES_EVERY=0)
-    assert install(world).status_code == 200
-    world.smsru.down = True
-    first, *old = [send(world, f"old {number}") for number in range(3)]
-    tried(app, first)
-    for message_id in old:
-        tried(app, message_id)
-        change(app, message_id, received=time.time() - 25 * HOUR)
-    os.utime(path_of(app, first), (time.time() - HOUR,) * 2)
-    assert one_pass(world)["errors"] == {"operator": "down"}
-    assert one_pass(world)["failed"] == 2

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from portal import GOOD_KEY, ROOT, TEXT, Browser, until
+from pretend import GOOD_KEY, ROOT, TEXT, Browser, until
 from steps import code_of
 
 PATH = [sys.executable, str(ROOT / "tests" / "portal.py")]

@@ -92,20 +92,20 @@ class Queue(app.Queue):  # whose clear() and sweep() find no files here
         taken = f"UPDATE messages SET state = 'sending' {THIS} AND state = 'new' RETURNING data"
         return next(iter(sql(taken, id=message_id)), None)
 
-    def record(folder, message, due=None, to=None):
-        """Where it is no more, after an uninstallation, nothing changes."""
-        sql(f"UPDATE messages SET data = %(data)s, state = %(to)s, due = coalesce(%(due)s, {NOW})"
-            f" {THIS} AND state = %(folder)s", id=message["message_id"], data=json.dumps(message),
-            folder=folder, to=to or folder, due=due)
-    postpone = record
-
-    def move_on(message):
-        Queue.record("sending", message, to="failed" if message["status"] == "failed" else "sent")
-    def move_back(message, due):
-        Queue.record("sending", message, due, "new")
-
-    def remove(message_id):
-        sql(f"DELETE FROM messages {THIS}", id=message_id)
+    def record(message, folder, later):
+        values = {"id": message["message_id"], "data": json.dumps(message), "later": later}
+        sql(f"UPDATE messages SET data = %(data)s, state = %(later)s, due = {NOW} {THIS}", **values)
+    def postpone(folder, message, pause):
+        due = {"id": message["message_id"], "pause": min(pause, app.HOUR)}
+        sql(f"UPDATE messages SET due = {NOW} + %(pause)s {THIS}", **due)
+    def move_back(message, pause):
+        Queue.record(message, "sending", "new")
+        Queue.postpone("new", message, pause)
+    def remove(message):
+        sql(f"DELETE FROM messages {THIS}", id=message["message_id"])
+    def hurry():
+        sql(f"UPDATE messages SET due = {NOW} {MINE} AND state = 'new'")
+        Queue.rest(0)
     def waiting():
         return sql(f"SELECT count(*) FROM messages {MINE}")[0]
 
@@ -144,7 +144,7 @@ def pass_of(member_id, one_pass=app.one_pass):
 
 
 app.crest, app.Queue, app.locked, app.one_pass = MyRest(), Queue, locked, every_pass
-app.ThreadPoolExecutor, app.SENDER, application = Executor, Executor(8), app.application
+app.ThreadPoolExecutor, app.BACKGROUND, application = Executor, Executor(8), app.application
 PASSES = Executor(8)  # of its own: silent portals do not hold up sending
 if __name__ == "__main__":
     app.main(*sys.argv[1:2])

@@ -13,9 +13,9 @@ INDEX.mkdir(exist_ok=True)
 
 
 class Queue(USUAL):
-    def move_on(message):
-        USUAL.move_on(message)
-        with suppress(OSError):  # no id, or no room: then asking will do
+    def record(message, folder, later):
+        USUAL.record(message, folder, later)
+        with suppress(OSError):  # no id, or there already, or no room: then asking will do
             link = INDEX / app.Path(message["operator_id"]).name
             link.symlink_to(f"../queue/sent/{message['message_id']}.json")
 
@@ -28,7 +28,7 @@ class Queue(USUAL):
 @app.app.post("/receipts")
 def receipts():
     """In: data[0]=sms_status, id, code, time in lines, up to data[99]; hash. Out: 100, or again."""
-    fields, key = app.form(), app.operator_settings(app.crest.get_setting_data())["api_key"]
+    fields, key = app.form(), app.operator_settings()["api_key"]
     data = [fields.get(f"data[{number}]", "") for number in range(100)]
     right = hashlib.sha256((key + "".join(data)).encode()).hexdigest()
     same = key and app.compare_digest(right.encode(), fields.get("hash", "").encode())
@@ -45,12 +45,12 @@ def receipts():
 
 def take(operator_id, code):
     """Yield the message, its status on disk; none that is not ours, or has a status already."""
-    status, link = app.SmsRu.STATUSES.get(int(code), "failed"), INDEX / operator_id[:64]
+    status, link = app.SMSRU_STATUSES.get(int(code), "failed"), INDEX / operator_id[:64]
     ids = [link.readlink().stem] if status and link.is_symlink() else []
     for message in USUAL.read("sent", ids):
         if message["operator_id"] == operator_id and not message["status"]:
             message["status"] = status
-            USUAL.record("sent", message)
+            USUAL.record(message, "sent", "sent")
             yield message
 
 

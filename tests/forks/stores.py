@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 import psycopg
 import pytest
 import steps
-from portal import ROOT, App, World, free_port, install
+from pretend import ROOT, App, World, free_port, install
 
 PROGRAMS = [os.path.dirname(shutil.which("initdb") or ""),
             *sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True)]

@@ -1,4 +1,4 @@
-"""How fast is it? python tests/bench.py [--big]
+"""How fast is it? python tests/measure/bench.py [--big]
 
 One table: each figure is a ratio, taken in this run and on this machine, against what is said
 beside it; five times each, in turn, the median counts. It needs up to six minutes; with --big,
@@ -25,7 +25,9 @@ from statistics import median
 from urllib.parse import urlencode
 
 import requests
-from portal import ROOT, World, free_port, goodbye, install, until
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from pretend import ROOT, World, free_port, install, until
 
 ROUNDS = 5
 CONNECTIONS = 16
@@ -98,7 +100,7 @@ class Bench:
         folder.mkdir()
         with open(Path(self.folder, "output.txt"), "ab") as output:  # as the app's
             self.limit = subprocess.Popen(
-                [sys.executable, ROOT / "tests" / "limit.py", str(port), str(folder)],
+                [sys.executable, ROOT / "tests" / "measure" / "limit.py", str(port), str(folder)],
                 stdout=output, stderr=output, env={**os.environ, "DATA_DIR": str(folder)})
         self.limit_port = port
         until(lambda: responds(port), 15, "the limit does not answer")
@@ -385,6 +387,10 @@ def start_up(bench):
     bench.row("start to the first 200", f"{median(full) * 1000:.0f} ms",
               f"import bottle, requests: {median(bare) * 1000:.0f} ms",
               median(full) / median(bare), "≤", 2, " ×")
+
+
+def goodbye(signum, frame):
+    raise KeyboardInterrupt
 
 
 def main():

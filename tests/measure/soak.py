@@ -1,4 +1,4 @@
-"""Does anything get lost or doubled? python tests/soak.py [--seconds 180] [--seed N]
+"""Does anything get lost or doubled? python tests/measure/soak.py [--seconds 180] [--seed N]
 
 Two processes of the app share one DATA_DIR. Messages come from several connections while, at
 random, the app is killed and started again, the operator is down, slow, refuses, talks nonsense or
@@ -16,16 +16,19 @@ import threading
 import time
 from collections import Counter
 from contextlib import suppress
+from pathlib import Path
 
 import requests
-from portal import Browser, World, goodbye, install, until
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from pretend import Browser, World, install, until
 from steps import code_of, handler_url, logged, make_due, rests
 
 WRITERS, PAUSE = 6, 0.08  # connections; seconds between two messages of one of them
 IN_PARALLEL = 8  # messages that the one sender hands over at the same time
 THREADS = IN_PARALLEL + 4  # of a process: main, its passes, its sender, a request
 RETRY_AFTER = 1
-REPEAT_WITHIN = 0.8  # seconds; nothing that may have been sent leaves the queue earlier
+REPEAT_WITHIN = 0.6  # seconds; nothing that may have been sent leaves the queue earlier
 LINE_BROKE = ("ConnectionError", "ChunkedEncodingError", "ReadTimeout")  # what requests raises
 REFUSED, UNDELIVERED = "79000000207", "79000000104"  # the pretend SMS.ru's own trouble
 DECK = ["kill"] * 6 + ["passes"] * 2 + ["operator " + kind for kind in (
@@ -94,7 +97,10 @@ class Soak:
             message_id, app = self.ledger.new(rng, f"w{number}-"), rng.choice(self.apps)
             self.post(session, message_id, app)
             began = self.ledger.messages[message_id]["began"]
-            while rng.random() < 0.15 and time.monotonic() - began < REPEAT_WITHIN:
+            while rng.random() < 0.15:
+                self.over.wait(rng.choice([0, rng.uniform(0, REPEAT_WITHIN)]))  # in any folder
+                if time.monotonic() - began > REPEAT_WITHIN:
+                    break
                 self.ledger.repeats += 1
                 self.post(session, message_id, rng.choice(self.apps))
 
@@ -308,10 +314,10 @@ def account(soak):
     for trouble in missing + doubled:
         print("  ", trouble)
     mistakes = [line for line in logged(app, "mistake") if line["error"] not in LINE_BROKE]
-    for mistake in mistakes:
-        print("  ", mistake)
     left = [path for path in (soak.data / "queue").rglob("*") if path.is_file()]
     left += soak.data.glob("*.tmp")
+    for trouble in mistakes + left:
+        print("  ", trouble)
     sent_twice = sum(times[one["text"]] > 1 for one in ledger.messages.values())
     return [("lost", len(missing), 0), ("doubled, and not in doubt", len(doubled), 0),
             ("sent twice", sent_twice, len(doubted)),
@@ -344,6 +350,8 @@ def play(seconds, seed):
         messages = min(600, 60 + int(seconds * 6))
         soak.grow(messages)
         rows = growth(soak.grow(messages), soak.grow(messages))
+        for app in soak.apps:  # so that nothing is just being written
+            app.stop()
         rows = account(soak) + rows
     finally:
         soak.over.set()
@@ -357,6 +365,10 @@ def play(seconds, seed):
     for what, count, most in rows:
         print(f"  {'ok   ' if count <= most else 'WRONG'} {what}: {count} (at most {most})")
     return all(count <= most for _, count, most in rows)
+
+
+def goodbye(signum, frame):
+    raise KeyboardInterrupt
 
 
 def main():

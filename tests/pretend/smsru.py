@@ -7,7 +7,7 @@ import re
 import threading
 import time
 
-from wire import Party
+from .wire import Party
 
 GOOD_KEY = "11111111-2222-3333-4444-555555555555"
 COST = 0.5

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import requests
-from portal import GOOD_KEY, TEXT, Browser, install, until
+from pretend import GOOD_KEY, TEXT, Browser, install, until
 from steps import (
     FOLDERS,
     HOUR,

@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from portal import ROOT, TEXT, App, Browser, World, install, until
+from pretend import ROOT, TEXT, App, Browser, World, install, until
+from pretend.twilio import BASE, KEYS, NUMBER, SID, TOKEN, Twilio
+from pretend.wire import Party
 from steps import (
     PHONE,
     Gate,
@@ -24,8 +26,6 @@ from steps import (
     settled,
     tried,
 )
-from twilio import BASE, KEYS, NUMBER, SID, TOKEN, Twilio
-from wire import Party
 
 FORKS = ROOT / "tests" / "forks"
 

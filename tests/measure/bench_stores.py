@@ -1,4 +1,4 @@
-"""Files or a database? python tests/bench_stores.py
+"""Files or a database? python tests/measure/bench_stores.py
 
 The handler and a pass on both stores of the seam, app.py's files and many_portals.py's PostgreSQL,
 in turn, on this machine; the median of five rounds. PostgreSQL is found as the tests find it: a
@@ -6,10 +6,14 @@ cluster of its own, or TEST_DATABASE_URL. It needs about a minute.
 """
 import os
 import sys
+from pathlib import Path
 from statistics import median
 
 from bench import Bench, quick_status
-from portal import install, until
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "forks")]
+from pretend import install, until
 from steps import code_of, handler_url
 from stores import Cluster, Files, Rows, database
 

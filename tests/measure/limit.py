@@ -1,4 +1,4 @@
-"""The limit that bench.py measures against: python tests/limit.py PORT FOLDER
+"""The limit that bench.py measures against: python tests/measure/limit.py PORT FOLDER
 
 On the app's own server a bare Bottle route, and one that reads the same form and makes one durable
 write with the same flushes, and nothing else. DATA_DIR and the rest are set as for the app.
@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 
 from bottle import Bottle, request
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from app import Connection, Server
 
 app, numbers = Bottle(), count()

@@ -7,7 +7,7 @@ import re
 import threading
 import time
 
-from wire import Party
+from .wire import Party
 
 SID, TOKEN, NUMBER = "AC" + "0123456789abcdef" * 2, "f" * 28 + "cafe", "+15005550006"
 KEYS = {"account_sid": SID, "auth_token": TOKEN, "from_number": NUMBER}

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import requests
-from oauth import CORS, HOUR, TOKEN_ERRORS, RestError, random_id
-from wire import Party, flat
+
+from .oauth import CORS, HOUR, TOKEN_ERRORS, RestError, random_id
+from .wire import Party, flat
 
 SCOPE = "messageservice"
 ADMINISTRATOR, EMPLOYEE = 1, 2

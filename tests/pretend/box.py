@@ -1,6 +1,6 @@
 """Bitrix24 in a box: the page that a person opens, on the pretend portal's own address.
 
-The page itself is in tests/box/. Here are the routes it asks, the answers to what the application
+The page itself is in tests/pretend/page/. Here are the routes it asks, the answers to what the application
 says to it by postMessage, and the switches that make trouble. Nothing here knows app.py's insides.
 """
 import http.client
@@ -9,12 +9,13 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 import requests
-from bitrix24 import ADMINISTRATOR, EMPLOYEE
-from oauth import HOUR, random_id
-from smsru import GOOD_KEY
-from wire import Party, brief
 
-FOLDER = Path(__file__).resolve().parent / "box"
+from .bitrix24 import ADMINISTRATOR, EMPLOYEE
+from .oauth import HOUR, random_id
+from .smsru import GOOD_KEY
+from .wire import Party, brief
+
+FOLDER = Path(__file__).resolve().parent / "page"
 FILES = {"/": "box.html", **{f"/box/{name}": name for name in (
     "box.css", "wire.css", "box.js", "frame.js", "wire.js", "texts.json")}}
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "application/javascript",
@@ -250,7 +251,7 @@ class Box(Switches, Frames):
         if not self.tap.app:  # an application that is not ours
             return ""
         names = [path.parent.name for path in self.tap.app.queue()]
-        return ", ".join(f"{folder} {names.count(folder)}" for folder in FOLDERS)
+        return ", ".join(f"{folder}\u00a0{names.count(folder)}" for folder in FOLDERS)
 
     def state(self):
         sender = self.portal.senders.get(self.code, {})

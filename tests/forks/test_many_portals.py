@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from portal import GOOD_KEY, Browser, Story, World, until
+from pretend import GOOD_KEY, Browser, Story, World, until
+from pretend.wire import flat
 from steps import PHONE, Gate, calls, received
 from stores import Rows, database, logged, server
-from wire import flat
 
 __all__ = ["server"]  # a fixture
 OTHER_KEY = "99999999-8888-7777-6666-555555555555"
