@@ -22,6 +22,7 @@ CREATE TABLE IF NOT EXISTS messages (member_id text REFERENCES settings ON DELET
 CREATE INDEX IF NOT EXISTS due ON messages (member_id, state, due)"""
 MINE, NOW = "WHERE member_id = %(portal)s", "date_part('epoch', now())"
 THIS, KEY = MINE + " AND message_id = %(id)s", "(hashtextextended(%s, 0))"
+THERE = THIS + " AND state = %(folder)s"  # else somebody was faster: what is farther, counts
 PORTAL = ContextVar("PORTAL", default="")  # member_id of the portal that is worked for
 app.logging.getLogger("psycopg.pool").disabled = True  # it quotes a mistyped URL, and its password
 
@@ -40,8 +41,7 @@ DATABASE, LOCKS = (ConnectionPool(  # two: whoever holds a lock still finds a co
     configure=lambda db: db.execute(TABLES), check=alive, reconnect_timeout=5) for most in (8, 32))
 
 
-def sql(command, **values):
-    """For this portal. Out: the only column of what is found."""
+def sql(command, **values):  # for this portal; out: the only column of what is found
     DATABASE.open()
     with DATABASE.connection() as db:
         cursor = db.execute(command, {"portal": PORTAL.get(), **values})
@@ -89,15 +89,15 @@ class Queue(app.Queue):  # whose clear() and sweep() find no files here
                    " AND message_id = ANY(%(ids)s)", folder=folder, ids=ids)
 
     def take(message_id):
-        taken = f"UPDATE messages SET state = 'sending' {THIS} AND state = 'new' RETURNING data"
-        return next(iter(sql(taken, id=message_id)), None)
+        taken = f"UPDATE messages SET state = 'sending' {THERE} RETURNING data"
+        return next(iter(sql(taken, id=message_id, folder="new")), None)
 
     def record(message, folder, later):
-        values = {"id": message["message_id"], "data": json.dumps(message), "later": later}
-        sql(f"UPDATE messages SET data = %(data)s, state = %(later)s, due = {NOW} {THIS}", **values)
+        sql(f"UPDATE messages SET data = %(data)s, state = %(later)s, due = {NOW} {THERE}",
+            id=message["message_id"], folder=folder, data=json.dumps(message), later=later)
     def postpone(folder, message, pause):
-        due = {"id": message["message_id"], "pause": min(pause, app.HOUR)}
-        sql(f"UPDATE messages SET due = {NOW} + %(pause)s {THIS}", **due)
+        sql(f"UPDATE messages SET due = {NOW} + %(pause)s {THERE}",
+            id=message["message_id"], folder=folder, pause=min(pause, app.HOUR))
     def move_back(message, pause):
         Queue.record(message, "sending", "new")
         Queue.postpone("new", message, pause)

@@ -1,5 +1,6 @@
 """tests/forks/many_portals.py: many portals on many machines share one database."""
 import json
+import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -242,14 +243,55 @@ def test_the_rows_of_an_uninstalled_portal_are_gone_and_the_other_goes_on(two, c
 
 
 def test_a_database_that_was_away_is_found_again(two):
-    """Its connections are cut; the next message finds the database all the same."""
-    assert write(two, two.first, 0, "before")
+    """Its connections are cut; the next messages find the database all the same, and soon."""
+    with ThreadPoolExecutor(20) as pool:
+        assert all(pool.map(lambda number: write(two, two.first, number, "before"), range(90)))
     two.store.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                   " WHERE pid <> pg_backend_pid() AND datname = current_database()")
-    for number in range(1, 7):
+    began = time.monotonic()
+    for number in range(12):
         assert write(two, two.second, number, "after")
+    assert time.monotonic() - began < 5
     empty_queue(two)
-    assert received(two, "after") == 6
+    assert received(two, "after") == 12
+
+
+class Turns:
+    """The operator's answers to one message: each waits for its turn."""
+
+    def __init__(self, operator, *answers):
+        self.answers = [(threading.Event(), answer) for answer in answers]
+        self.asked, operator.trouble = 0, self
+
+    def __call__(self, method, path, fields):
+        if path.endswith("/sms/send") and self.asked < len(self.answers):
+            turn, answer = self.answers[self.asked]
+            self.asked += 1
+            turn.wait(20)
+            return answer
+
+
+CUT_LOCKS = """SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database d ON d.oid = database
+WHERE locktype = 'advisory' AND datname = current_database()"""
+
+
+def test_a_sender_that_has_lost_its_lock_takes_nothing_back(two):
+    """It is at the operator when its connection is cut; another tries the message once more."""
+    turns = Turns(two.smsru, None, (503, "", {}))
+    message_id = write(two, two.first, 0, "once")
+    until(lambda: turns.asked == 1)
+    two.store.sql(CUT_LOCKS)
+    with ThreadPoolExecutor(1) as pool:
+        again = pool.submit(until, lambda: every_pass(two, two.apps[1]) and turns.asked == 2)
+        until(lambda: turns.asked == 2 or two.store.make_due())
+        turns.answers[0][0].set()
+        until(lambda: two.store.state(message_id) == "sent")
+        turns.answers[1][0].set()
+        again.result()
+    empty_queue(two)
+    assert outcomes(two, message_id) == ["sent", "in doubt", "down"]
+    assert received(two, "once") == 1
+    assert history(two.first, message_id) == ["sent", "delivered"]
 
 
 SILENT = """INSERT INTO settings (member_id, secret, data) SELECT 'silent' || n, 'key' || n,

@@ -1,6 +1,6 @@
 """The seam's contract, queue and settings, on both stores: app.py's files, a fork's PostgreSQL."""
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import requests
@@ -354,6 +354,22 @@ def test_whoever_loses_the_refresh_race_uses_the_winners_token(ready):
     assert len(calls(ready.oauth, "/oauth/token/")) == 3
 
 
+def test_a_token_that_a_save_has_replaced_meanwhile_is_not_renewed(ready):
+    send(ready, TEXT)
+    at_the_operator(ready)
+    gate = Gate(ready.portal, "batch.json")
+    with ThreadPoolExecutor(1) as pool:
+        passing = pool.submit(one_pass, ready)
+        until(lambda: gate.asked)
+        ready.portal.expire_tokens()
+        browser = Browser(ready)
+        browser.open("index")
+        assert browser.save().status_code == 200
+        gate.open.set()
+        assert passing.result()["delivered"] == 1
+    assert calls(ready.oauth, "/oauth/token/") == []
+
+
 def test_a_key_saved_while_a_pass_renews_the_tokens_is_kept(ready):
     send(ready, TEXT)
     at_the_operator(ready)
@@ -365,6 +381,7 @@ def test_a_key_saved_while_a_pass_renews_the_tokens_is_kept(ready):
         browser = Browser(ready)
         browser.open("index")
         saving = pool.submit(browser.save, api_key=OTHER_KEY)
+        assert not wait([saving], timeout=0.5).done
         gate.open.set()
         assert saving.result().status_code == 200
         assert passing.result()["errors"] == {}
