@@ -248,10 +248,10 @@ def one_pass():
     except BlockingIOError:
         return {**totals, "note": "another pass is running"}
     totals["sent"] += send_new(once=True)
-    if Queue.due("new"):
-        wake()  # for what came meanwhile: this thread has to tell and to ask
     if Queue.resting():
         totals["errors"]["operator"] = Queue.resting()
+    elif Queue.due("new"):
+        wake()  # for what came meanwhile: this thread has to tell and to ask
     news = any(totals.values())
     totals["waiting"] = Queue.waiting()
     if news or not totals["waiting"]:  # if all wait, the page still says what for
