@@ -693,7 +693,7 @@ def write(path, data, put=os.replace):
 
     In: put: os.link raises FileExistsError instead of replacing.
     """
-    aside = DATA_DIR / f"{token_hex(8)}.tmp"
+    aside = f"{DATA_DIR}/{token_hex(8)}.tmp"
     try:
         with open(aside, "xb") as file:
             file.write(json.dumps(data).encode())
@@ -701,13 +701,14 @@ def write(path, data, put=os.replace):
             os.fsync(file.fileno())
         put_flushed(aside, path, put)
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(aside)
 
 
 def put_flushed(source, path, put=os.rename):
     """The folder is flushed, too: only then a name outlives a power cut."""
     put(source, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    folder = os.open(os.path.dirname(path), os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
 
@@ -732,7 +733,7 @@ class Queue:
     """
 
     def path(folder, message):
-        return QUEUE / folder / f"{message['message_id']}.json"
+        return f"{QUEUE}/{folder}/{message['message_id']}.json"
 
     def put(message):
         """Into new/, on disk when this returns; what waits there stays as it is."""
@@ -753,15 +754,17 @@ class Queue:
         for message_id in ids:
             path = Queue.path(folder, {"message_id": message_id})
             try:
-                if any((QUEUE / one / path.name).exists() for one in later):
-                    path.unlink()
+                if any(os.path.exists(f"{QUEUE}/{one}/{message_id}.json") for one in later):
+                    os.unlink(path)
                 else:
-                    yield dict(json.loads(path.read_bytes()))
-            except FileNotFoundError:
+                    with open(path, "rb") as file:
+                        message = dict(json.load(file))
+                    yield message
+            except FileNotFoundError:  # told, or cleared meanwhile
                 pass
             except (ValueError, TypeError, RecursionError, PermissionError):
                 crest.set_log("unreadable", message_id=message_id)
-                aside = path.rename(QUEUE / f"{message_id}.unreadable")
+                aside = Path(path).rename(QUEUE / f"{message_id}.unreadable")
                 with suppress(PermissionError):
                     aside.touch()  # kept for 14 days from now on
 
@@ -774,10 +777,10 @@ class Queue:
 
     def move_back(message, pause):
         """From sending/ to new/: with news in it, so written there, then removed here."""
-        if Queue.path("sending", message).exists():  # else clear() took it meanwhile
+        if os.path.exists(Queue.path("sending", message)):  # else clear() took it meanwhile
             write(Queue.path("new", message), message)
             Queue.postpone("new", message, pause)
-            Queue.path("sending", message).unlink()
+            os.unlink(Queue.path("sending", message))
 
     def record(message, folder, later):
         """Written over what is there, in one write, then renamed: a new file costs most.
@@ -801,7 +804,8 @@ class Queue:
     def remove(message):
         """From all folders, new/ first: what comes after that is a genuine resend."""
         for folder in FOLDERS:
-            Queue.path(folder, message).unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(Queue.path(folder, message))
 
     def waiting():
         return len(list(QUEUE.glob("*/*.json")))
@@ -833,8 +837,10 @@ class Queue:
 
     def resting():
         """Out: why nothing is sent for now, or ""."""
-        rests = SEND_LOCK.exists() and SEND_LOCK.stat().st_mtime > time.time()
-        return (SEND_LOCK.read_text() or "down") if rests else ""
+        with suppress(FileNotFoundError):
+            if os.stat(SEND_LOCK).st_mtime > time.time():
+                return SEND_LOCK.read_text() or "down"
+        return ""
 
 
 # ---- Operators: operate, Demo, SmsRu ---------------------------------------------------

@@ -1,4 +1,4 @@
-"""Try the app without a Bitrix24 account: python tests/portal.py [--once] [--port N]
+"""Try the app without a Bitrix24 account: python tests/portal.py [--once] [--open] [--port N]
 
 Starts a pretend portal, a pretend OAuth server and a pretend SMS.ru, and the app beside them as
 users start it; then says where to open the portal's page, and everything else is clicked there.
@@ -9,6 +9,7 @@ import argparse
 import signal
 import sys
 import threading
+import webbrowser
 
 from pretend import Story, World
 
@@ -25,11 +26,22 @@ def play_once(world):
     return 0 if Story(world).play() else 1
 
 
-def stay_up(world, operator):
+def stay_up(world, chosen):
     """Start the app, not installed yet; the rest is clicked, until Ctrl-C or SIGTERM."""
-    world.start_box(SMS_OPERATOR=operator)
-    print(f"Open {world.portal.url}/ in a browser. Ctrl-C ends everything.")
+    world.start_box(**{"SMS_OPERATOR": chosen.operator, **dict(chosen.env)})
+    print(f"Open {world.portal.url}/ in a browser: a pretend Bitrix24 with the app in it.\n"
+          f"Ctrl-C ends everything, and its data in {world.app.data} go.")
+    if chosen.open:
+        webbrowser.open(world.portal.url + "/")
     threading.Event().wait()
+
+
+def variable(text):
+    """NAME=VALUE for the app's environment, as a pair."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
 
 
 def main(arguments=None):
@@ -40,16 +52,20 @@ def main(arguments=None):
     options.add_argument("--port", type=int, default=0, help="the pretend portal's port")
     options.add_argument("--operator", default="smsru",
                          help="the app's SMS_OPERATOR, instead of smsru and the pretend SMS.ru")
+    options.add_argument("--env", type=variable, action="append", default=[],
+                         metavar="NAME=VALUE", help="a variable of the app's, such as a fork's own")
+    options.add_argument("--open", action="store_true", help="open the page in your browser")
     chosen = options.parse_args(arguments)
     if chosen.once and chosen.operator != "smsru":
         options.error("--once plays a story with SMS.ru; leave out --once to try an operator")
     sys.stdout.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
-    for ending in (signal.SIGINT, signal.SIGTERM):  # a shell's "&" would have SIGINT ignored
+    # A shell's "&" would have SIGINT ignored; SIGHUP comes when the terminal is closed
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, goodbye)
     world = World(chosen.port)
     try:
         world.start()
-        return play_once(world) if chosen.once else stay_up(world, chosen.operator)
+        return play_once(world) if chosen.once else stay_up(world, chosen)
     except (OSError, AssertionError) as error:
         print(f"It could not start: {error}")
         return 1

@@ -1,10 +1,12 @@
 """The tutorial's story, as a reader starts it, and the same with the demo operator."""
 import os
+import signal
 import socket
 import subprocess
 import sys
 
 import pytest
+import requests
 from pretend import GOOD_KEY, ROOT, TEXT, Browser, until
 from steps import code_of
 
@@ -58,6 +60,26 @@ def test_another_operator_is_tried_in_the_box_not_in_the_story():
     assert (code, "SMS_OPERATOR is one of demo, smsru" in output) == (1, True)
     code, output = play("--once", "--operator", "demo")
     assert (code, "leave out --once" in output) == (2, True)
+
+
+def test_a_forks_own_variables_are_handed_on_and_a_wrong_one_is_told():
+    code, output = play("--env", "SMS_OPERATOR=nobody")
+    assert (code, "SMS_OPERATOR is one of" in output) == (1, True)
+    code, output = play("--env", "nonsense")
+    assert (code, "is not NAME=VALUE" in output) == (2, True)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_whatever_ends_the_launcher_ends_the_app_and_its_data_go(ending):
+    run = subprocess.Popen(PATH, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    lines = [run.stdout.readline(), run.stdout.readline()]
+    address, data = lines[0].split()[1], lines[1].partition("its data in ")[2].split(" go.")[0]
+    assert requests.get(address, timeout=10).ok and os.path.isdir(data)
+    run.send_signal(ending)
+    assert run.wait(20) == 0
+    assert not os.path.exists(data)
+    with pytest.raises(requests.ConnectionError):
+        requests.get(address, timeout=10)
 
 
 def test_the_same_story_with_demo(world):

@@ -57,7 +57,8 @@ const Frame = (function () {
     const said = typeof event.data === 'string' && parse(event.data);
     if (!said || said.sid !== from.sid) return;
     const { command, params } = said;
-    const { answer } = await Box.ask('command', { sid: said.sid, command, params });
+    const asked = Box.ask('command', { sid: said.sid, command, params });
+    const { answer } = await asked.catch(() => ({ answer: null })); // the launcher has ended
     if (said.callback) {
       event.source.postMessage(said.callback + ':' + JSON.stringify(answer), event.origin);
     }
