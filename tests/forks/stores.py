@@ -1,4 +1,4 @@
-"""The two stores behind the seam, as tests see them: app.py's files, a fork's rows in PostgreSQL."""
+"""The two stores behind the seam, as tests see them: app.py's files, a fork's PostgreSQL."""
 import glob
 import json
 import os
@@ -32,7 +32,8 @@ class Cluster:
             owner = pwd.getpwnam("postgres")
             os.chown(self.folder, owner.pw_uid, owner.pw_gid)
         self.data, port = os.path.join(self.folder, "data"), free_port()
-        self.run("initdb", "--no-sync", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-locale")
+        self.run("initdb", "--no-sync", "-A", "trust", "-U", "postgres", "-E", "UTF8",
+                 "--no-locale")
         self.run("pg_ctl", "-w", "-l", os.path.join(self.folder, "log"), "start", "-o",
                  f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''"
                  " -c max_connections=200")
@@ -185,7 +186,8 @@ class Rows(Files):
         message = {"message_id": uuid.uuid4().hex, "to": "", "text": "", "received": time.time(),
                    "in_doubt": False, "operator_id": "", "sent": 0, "status": "", **news}
         self.sql("INSERT INTO messages (member_id, message_id, state, due, data) VALUES"
-                 " (%s, %s, %s, 0, %s)", member_id, message["message_id"], state, json.dumps(message))
+                 " (%s, %s, %s, 0, %s)",
+                 member_id, message["message_id"], state, json.dumps(message))
 
     def change(self, message_id, **news):
         message = json.dumps({**self.messages()[message_id], **news})

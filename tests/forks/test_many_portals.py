@@ -294,6 +294,22 @@ def test_a_sender_that_has_lost_its_lock_takes_nothing_back(two):
     assert history(two.first, message_id) == ["sent", "delivered"]
 
 
+def test_what_another_has_sent_meanwhile_is_not_taken_again(two):
+    """A sender that has lost its lock goes on with its list, on which the message still is."""
+    turns = Turns(two.smsru, None)
+    two.store.put(two.first.member_id, "new", to=PHONE, text="first")
+    message_id = write(two, two.first, 0, "second")
+    until(lambda: turns.asked == 1)
+    two.store.sql(CUT_LOCKS)
+    until(lambda: every_pass(two, two.apps[1]) and two.store.state(message_id) == "sent")
+    turns.answers[0][0].set()
+    until(lambda: logged(two, "mistake"), message="it has not come to its end")
+    assert two.store.state(message_id) == "sent"
+    empty_queue(two)
+    assert outcomes(two, message_id) == ["sent"]
+    assert history(two.first, message_id) == ["sent", "delivered"]
+
+
 SILENT = """INSERT INTO settings (member_id, secret, data) SELECT 'silent' || n, 'key' || n,
 (data::jsonb || jsonb_build_object('member_id', 'silent' || n, 'handler_key', 'key' || n))::json
 FROM settings, generate_series(1, 30) n WHERE member_id = %s"""
