@@ -29,7 +29,7 @@ import sys
 import threading
 import time
 import traceback
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import compare_digest, token_hex, token_urlsafe
@@ -286,7 +286,7 @@ def ask(batch, totals):
         if status in FINAL or age > GIVE_UP_WAITING * HOUR:
             message["status"] = status if status in FINAL else "undelivered"
         else:  # the older a message, the less often it is asked about
-            Queue.postpone("sent", message, age / 10)
+            Queue.postpone("sent", message["message_id"], age / 10)
 
 
 def tell(folder, batch, totals):
@@ -304,15 +304,15 @@ def tell(folder, batch, totals):
         if message_id in answer["result"]:
             crest.set_log("told", message_id=message_id, status=status)
             totals[status] += 1
-            Queue.remove(message)
+            Queue.remove(message_id)
         elif error in CRest.NEVER_HEALS or time.time() - message["received"] > KEEP:
             crest.set_log("dropped", message_id=message_id, status=status, error=error)
-            Queue.remove(message)
+            Queue.remove(message_id)
         else:  # the status is kept: the operator is not asked again
             heals = error in CRest.SAVE_HEALS
             totals["errors"]["portal"] = f"{error}: {PRESS_SAVE}" if heals else error
             Queue.record(message, folder, folder)
-            Queue.postpone(folder, message, max(RETRY_AFTER, time.time() - message["received"]))
+            Queue.postpone(folder, message_id, max(RETRY_AFTER, time.time() - message["received"]))
     return not answer["error"]
 
 
@@ -347,24 +347,21 @@ def send_new(once=False):
     """Send all that is due, in rounds, or in one. Out: how many the operator accepted.
 
     One process sends at a time: who doesn't get the lock leaves, and who had it looks again
-    after letting it go. Messages go one by one until the operator accepts one, because there
-    may be trouble and each try in doubt costs a message; then 8 at a time.
+    after letting it go. The pool is inside: nobody is at the operator without the lock.
     """
     accepted = 0
     with suppress(BlockingIOError):  # somebody else sends
-        while not STOP.is_set() and not Queue.resting() and Queue.due("new", "sending"):
+        while Queue.due("new", "sending") and may_send():
             with locked("send", wait=False), ThreadPoolExecutor(8) as pool:
                 settle_left_over()
-                waiting, outcomes = iter(Queue.due("new")), []
-                for message_id in waiting:
-                    outcomes.append(send(message_id))
-                    if "sent" in outcomes:
-                        break
-                outcomes += pool.map(send, waiting)
-            accepted += outcomes.count("sent")
+                accepted += send_round(pool)
             if once:
                 break
     return accepted
+
+
+def may_send():
+    return not STOP.is_set() and not Queue.resting()
 
 
 def settle_left_over():
@@ -377,21 +374,35 @@ def settle_left_over():
             settle(message, "in doubt", "killed")
 
 
-def send(message_id):
-    """Hand one message to the operator. Out: "sent", or what is in the way."""
-    if STOP.is_set() or Queue.resting():
-        return ""
-    settings, message = operator_settings(), Queue.take(message_id)
-    if not message:
-        return ""
-    outcome, note = "failed", "too old, no number, or no text"
+def send_round(pool):
+    """What is due now: one by one until the operator accepts one, then 8 at a time.
+
+    There may be trouble, and each try in doubt costs a message. An operator that is silent
+    about one holds up the others for a second. A kill leaves 8 in doubt at most.
+    """
+    accepted, at_once, settings = 0, 1, operator_settings()
+    waiting, running = Queue.due("new"), {}
+    while running or (waiting and may_send()):
+        free = at_once - len(running) if may_send() else 0
+        for message in Queue.take(waiting[:free]):
+            running[pool.submit(hand_over, message, settings)] = message
+        waiting = waiting[free:]
+        for answered in wait(running, timeout=1).done:
+            message, (outcome, note) = running.pop(answered), answered.result()
+            if outcome == "sent":
+                accepted, at_once = accepted + 1, 8
+            elif outcome not in ("failed", "later") and not Queue.resting():
+                Queue.rest(OUTCOMES[outcome], outcome)
+            attempt(settle, message, outcome, note)  # if it raises, the others go on
+    return accepted
+
+
+def hand_over(message, settings):
+    """Out: one of OUTCOMES; the operator's id, or a note."""
     old = time.time() - message["received"] > GIVE_UP_UNSENT * HOUR
-    if not old and re.search(r"\d", message["to"]) and message["text"].strip():
-        outcome, note = operate(OUTCOMES, "in doubt", OPERATOR.send, settings, message)
-    if outcome not in ("sent", "failed", "later") and not Queue.resting():
-        Queue.rest(OUTCOMES[outcome], outcome)
-    settle(message, outcome, note)
-    return outcome
+    if old or not re.search(r"\d", message["to"]) or not message["text"].strip():
+        return "failed", "too old, no number, or no text"
+    return operate(OUTCOMES, "in doubt", OPERATOR.send, settings, message)
 
 
 def settle(message, outcome, note):
@@ -699,16 +710,16 @@ def write(path, data, put=os.replace):
             file.write(json.dumps(data).encode())
             file.flush()  # a full disk raises here
             os.fsync(file.fileno())
-        put_flushed(aside, path, put)
+        put(aside, path)
+        flush_folder(os.path.dirname(path))
     finally:
         with suppress(FileNotFoundError):
             os.unlink(aside)
 
 
-def put_flushed(source, path, put=os.rename):
-    """The folder is flushed, too: only then a name outlives a power cut."""
-    put(source, path)
-    folder = os.open(os.path.dirname(path), os.O_RDONLY)
+def flush_folder(path):
+    """Only then does a name in it outlive a power cut."""
+    folder = os.open(path, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
 
@@ -732,13 +743,13 @@ class Queue:
     is due, and nothing else. Plain functions, as there is one queue.
     """
 
-    def path(folder, message):
-        return f"{QUEUE}/{folder}/{message['message_id']}.json"
+    def path(folder, message_id):
+        return f"{QUEUE}/{folder}/{message_id}.json"
 
     def put(message):
         """Into new/, on disk when this returns; what waits there stays as it is."""
         with suppress(FileExistsError):
-            write(Queue.path("new", message), message, os.link)
+            write(Queue.path("new", message["message_id"]), message, os.link)
 
     def due(*folders):
         """The ids of what is due now in these folders, the longest waiting first."""
@@ -752,9 +763,9 @@ class Queue:
         """Yield the messages that are still there; what can't be read is set aside."""
         later = FOLDERS[FOLDERS.index(folder) + 1:]
         for message_id in ids:
-            path = Queue.path(folder, {"message_id": message_id})
+            path = Queue.path(folder, message_id)
             try:
-                if any(os.path.exists(f"{QUEUE}/{one}/{message_id}.json") for one in later):
+                if any(os.path.exists(Queue.path(one, message_id)) for one in later):
                     os.unlink(path)
                 else:
                     with open(path, "rb") as file:
@@ -768,44 +779,46 @@ class Queue:
                 with suppress(PermissionError):
                     aside.touch()  # kept for 14 days from now on
 
-    def take(message_id):
-        """From new/ to sending/, on disk before the operator is asked. Out: it, or None."""
-        with suppress(FileNotFoundError):  # clear() took it meanwhile
-            for message in Queue.read("new", [message_id]):
-                put_flushed(Queue.path("new", message), Queue.path("sending", message))
-                return message
+    def take(ids):
+        """From new/ to sending/, on disk before the operator is asked. Out: the messages."""
+        for message_id in ids:
+            with suppress(FileNotFoundError):  # clear() took it meanwhile
+                os.rename(Queue.path("new", message_id), Queue.path("sending", message_id))
+        flush_folder(QUEUE / "sending")
+        return list(Queue.read("sending", ids))
 
     def move_back(message, pause):
         """From sending/ to new/: with news in it, so written there, then removed here."""
-        if os.path.exists(Queue.path("sending", message)):  # else clear() took it meanwhile
-            write(Queue.path("new", message), message)
-            Queue.postpone("new", message, pause)
-            os.unlink(Queue.path("sending", message))
+        path, message_id = Queue.path("sending", message["message_id"]), message["message_id"]
+        if os.path.exists(path):  # else clear() took it meanwhile
+            write(Queue.path("new", message_id), message)
+            Queue.postpone("new", message_id, pause)
+            os.unlink(path)
 
     def record(message, folder, later):
         """Written over what is there, in one write, then renamed: a new file costs most.
 
         A kill in between leaves it in its folder with the outcome inside: settle_left_over().
         """
-        path = Queue.path(folder, message)
+        path = Queue.path(folder, message["message_id"])
         with suppress(FileNotFoundError), open(path, "r+b") as file:
             size = os.fstat(file.fileno()).st_size
             file.write(json.dumps(message).encode().ljust(size))  # spaces for the text
             file.flush()
             os.fsync(file.fileno())
-            os.rename(path, Queue.path(later, message))
+            os.rename(path, Queue.path(later, message["message_id"]))
 
-    def postpone(folder, message, pause):
+    def postpone(folder, message_id, pause):
         """Due again in so many seconds, an hour at most."""
         due = time.time() + min(pause, HOUR)
         with suppress(FileNotFoundError):
-            os.utime(Queue.path(folder, message), (due, due))
+            os.utime(Queue.path(folder, message_id), (due, due))
 
-    def remove(message):
+    def remove(message_id):
         """From all folders, new/ first: what comes after that is a genuine resend."""
         for folder in FOLDERS:
             with suppress(FileNotFoundError):
-                os.unlink(Queue.path(folder, message))
+                os.unlink(Queue.path(folder, message_id))
 
     def waiting():
         return len(list(QUEUE.glob("*/*.json")))
@@ -832,7 +845,7 @@ class Queue:
     def hurry():
         """All that waits is due, and sending rests no more."""
         for message_id in [path.stem for path in (QUEUE / "new").iterdir()]:
-            Queue.postpone("new", {"message_id": message_id}, 0)
+            Queue.postpone("new", message_id, 0)
         Queue.rest(0)
 
     def resting():

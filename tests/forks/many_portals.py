@@ -88,21 +88,21 @@ class Queue(app.Queue):  # whose clear() and sweep() find no files here
         return sql(f"SELECT data FROM messages {MINE} AND state = %(folder)s"
                    " AND message_id = ANY(%(ids)s)", folder=folder, ids=ids)
 
-    def take(message_id):
-        taken = f"UPDATE messages SET state = 'sending' {THERE} RETURNING data"
-        return next(iter(sql(taken, id=message_id, folder="new")), None)
+    def take(ids):
+        return sql(f"UPDATE messages SET state = 'sending' {MINE} AND state = 'new'"
+                   " AND message_id = ANY(%(ids)s) RETURNING data", ids=ids)
 
     def record(message, folder, later):
         sql(f"UPDATE messages SET data = %(data)s, state = %(later)s, due = {NOW} {THERE}",
             id=message["message_id"], folder=folder, data=json.dumps(message), later=later)
-    def postpone(folder, message, pause):
+    def postpone(folder, message_id, pause):
         sql(f"UPDATE messages SET due = {NOW} + %(pause)s {THERE}",
-            id=message["message_id"], folder=folder, pause=min(pause, app.HOUR))
+            id=message_id, folder=folder, pause=min(pause, app.HOUR))
     def move_back(message, pause):
         Queue.record(message, "sending", "new")
-        Queue.postpone("new", message, pause)
-    def remove(message):
-        sql(f"DELETE FROM messages {THIS}", id=message["message_id"])
+        Queue.postpone("new", message["message_id"], pause)
+    def remove(message_id):
+        sql(f"DELETE FROM messages {THIS}", id=message_id)
     def hurry():
         sql(f"UPDATE messages SET due = {NOW} {MINE} AND state = 'new'")
         Queue.rest(0)
