@@ -1006,9 +1006,26 @@ def passes():
         attempt(one_pass)
 
 
+def card():
+    """What to enter in the application's card in Bitrix24, in words."""
+    url = PUBLIC_URL.rstrip("/") or "PUBLIC_URL"  # it is not set
+    return (f"In the card: handler path {url}/index, installation path {url}/install, "
+            "permission messageservice")
+
+
+def way_in():
+    """Does PUBLIC_URL lead here, through tunnel and proxy? Only this app takes our key."""
+    key = crest.get_setting_data().get("handler_key")
+    url = PUBLIC_URL.rstrip("/") + "/checkserver"
+    _, answer = crest.request(url, method="GET", params={"key": key})
+    here = "leads" if "result" in answer else "does not lead (start the app, and the tunnel)"
+    return f"PUBLIC_URL {here} to this application"
+
+
 def main(command=""):
     if command not in ("", "statuses", "checkserver"):
-        sys.exit("Usage: python app.py [statuses | checkserver]")
+        print("Usage: python app.py [statuses | checkserver | --help]", __doc__, sep="\n\n")
+        sys.exit(command != "--help")
     if command == "statuses":
         path = DATA_DIR / "settings.json"
         if path.exists() and path.stat().st_uid != os.geteuid():
@@ -1019,13 +1036,14 @@ def main(command=""):
     mend = crest.check_server()
     print("\n".join(mend) or "This server can run the application.")
     if command == "checkserver":
+        print(card(), way_in() if PUBLIC_URL and not mend else "", sep="\n")
         sys.exit(bool(mend))
     try:
         server = make_server(HOST, PORT, app, Server, Connection)
     except OSError as error:
         sys.exit(f"Can't listen on {HOST}:{PORT}: {error.strerror}. Set HOST or PORT.")
     note = DEMO if OPERATOR is Demo else ""
-    print(f"http://{HOST}:{PORT}/ with the operator {SMS_OPERATOR}{note}", flush=True)
+    print(f"http://{HOST}:{PORT}/ with the operator {SMS_OPERATOR}{note}\n{card()}", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
     thread = threading.Thread(target=passes)
     with suppress(KeyboardInterrupt):

@@ -76,10 +76,49 @@ def test_damaged_settings_are_named_too(world):
 
 
 @pytest.mark.parametrize("url", [
-    "https://mydomain.ru/sms/", "https://sms.mydomain.ru:8443", "http://127.0.0.1:8080/sms/"])
+    "https://localhost:9/sms/", "https://127.0.0.1:9", "http://127.0.0.1:9/sms/"])
 def test_a_good_public_url_is_not_complained_about(world, url):
     code, output = world.new_app(PUBLIC_URL=url).run("checkserver")
-    assert (code, "PUBLIC_URL" in output) == (0, False)
+    assert (code, "must begin" in output) == (0, False)
+
+
+def test_start_and_command_say_what_to_enter_in_the_card(world):
+    app = world.new_app(PUBLIC_URL="https://localhost:9/sms/", STATUSES_EVERY=0)
+    _, output = app.run("checkserver")
+    for said in (output, app.start().output()):
+        assert "handler path https://localhost:9/sms/index" in said
+        assert "installation path https://localhost:9/sms/install" in said
+        assert "messageservice" in said
+
+
+@pytest.mark.parametrize("installed_first", [False, True])
+def test_the_command_asks_whether_the_public_url_leads_here(world, installed_first):
+    app = world.start_app(STATUSES_EVERY=0)
+    if installed_first:
+        assert install(world).status_code == 200
+    app.env["PUBLIC_URL"] = app.url
+    assert "PUBLIC_URL leads to this application" in app.run("checkserver")[1]
+    app.env["PUBLIC_URL"] = world.smsru.url  # somebody else's
+    assert "PUBLIC_URL does not lead" in app.run("checkserver")[1]
+    app.stop()
+    app.env["PUBLIC_URL"] = app.url
+    assert "PUBLIC_URL does not lead" in app.run("checkserver")[1]
+
+
+def test_another_installation_at_the_public_url_is_not_taken_for_this_one(world):
+    app, another = world.start_app(STATUSES_EVERY=0), world.new_app()
+    assert install(world).status_code == 200
+    another.env["PUBLIC_URL"] = app.url
+    assert "PUBLIC_URL does not lead" in another.run("checkserver")[1]
+
+
+@pytest.mark.parametrize("command, code", [("--help", 0), ("help", 1)])
+def test_help_is_the_map_and_a_mistyped_command_gets_it_too(world, command, code):
+    app = world.new_app()
+    done, output = app.run(command)
+    assert done == code
+    assert "python app.py [statuses | checkserver | --help]" in output
+    assert "POST /handler" in output
 
 
 def test_it_really_writes(world):
