@@ -24,7 +24,8 @@ PLAYED = {  # switch → what it must have led to on the wire: (kind, ending)
     "portal-503": ("batch", "QUERY_LIMIT_EXCEEDED"), "token-expired": ("oauth/token", "ok"),
     "renamed": ("app.info, renamed", "ok"), "robot": ("/handler", "robot"),
     "twice": ("/handler", "again"), "forged": ("stranger ONAPPUNINSTALL", "WRONG_EVENT"),
-    "burst": ("batch", "ok"), "update": ("ONAPPUPDATE", "ok"), "uninstall": ("ONAPPUNINSTALL", "ok")}
+    "burst": ("batch", "ok"), "update": ("ONAPPUPDATE", "ok"),
+    "uninstall": ("ONAPPUNINSTALL", "ok")}
 
 
 def ask(world, what, **fields):
