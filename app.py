@@ -72,7 +72,6 @@ SMSRU_URL, SMSRU_TEST = env("SMSRU_URL", "https://sms.ru").rstrip("/"), env("SMS
 SENDER_CODE = env("SENDER_CODE", "fastsms")
 SENDER_NAME = env("SENDER_NAME", "Provider FastSms")
 SENDER_DESCRIPTION = "Description sms provider"
-DEMO = " (demo: nothing is sent)"  # behind the name, as long as the operator is Demo
 
 HOUR, KEEP = 3600, 14 * 24 * 3600  # seconds; no message is kept longer than KEEP
 TIMEOUT = (5, 30)  # seconds to connect, seconds of silence
@@ -139,8 +138,8 @@ def register(settings, url, from_page=True):
     Out: the parameters of sender.add: the page's step, if there is a page. url is saved
     last: until then /index warns, and Save repairs it. ("messageservice.sender.add")
     """
-    sender = {"CODE": SENDER_CODE, "TYPE": "SMS", "DESCRIPTION": SENDER_DESCRIPTION,
-              "NAME": SENDER_NAME + DEMO if OPERATOR is Demo else SENDER_NAME,
+    sender = {"CODE": SENDER_CODE, "TYPE": "SMS", "NAME": SENDER_NAME + DEMO_NOTE,
+              "DESCRIPTION": SENDER_DESCRIPTION,
               "HANDLER": f"{url}handler?key={settings['handler_key']}"}
     former, events = settings.get("public_url"), ("ONAPPUPDATE", "ONAPPUNINSTALL")
     for event in events:
@@ -961,6 +960,7 @@ OPERATORS = {"demo": Demo, "smsru": SmsRu}
 if SMS_OPERATOR not in OPERATORS:
     sys.exit(f"SMS_OPERATOR is one of {', '.join(OPERATORS)}")
 OPERATOR = OPERATORS[SMS_OPERATOR]
+DEMO_NOTE = " (demo: nothing is sent)" if OPERATOR is Demo else ""  # behind the sender's name
 crest = CRest()  # Replace me: your subclass
 app.default_error_handler = error_in_json
 BACKGROUND = ThreadPoolExecutor(1)  # its thread starts with the first message
@@ -1042,8 +1042,7 @@ def main(command=""):
         server = make_server(HOST, PORT, app, Server, Connection)
     except OSError as error:
         sys.exit(f"Can't listen on {HOST}:{PORT}: {error.strerror}. Set HOST or PORT.")
-    note = DEMO if OPERATOR is Demo else ""
-    print(f"http://{HOST}:{PORT}/ with the operator {SMS_OPERATOR}{note}\n{card()}", flush=True)
+    print(f"http://{HOST}:{PORT}/ with the operator {SMS_OPERATOR}{DEMO_NOTE}\n{card()}", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
     thread = threading.Thread(target=passes)
     with suppress(KeyboardInterrupt):
