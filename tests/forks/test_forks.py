@@ -215,9 +215,8 @@ def test_nothing_of_the_account_is_in_the_log(twilio):
 def with_operator(world, folder, name, lines, **env):
     """The app as somebody's fork has it: a class above OPERATORS, its name in the table."""
     source = (ROOT / "app.py").read_text("utf-8")
-    table = 'OPERATORS = {"demo": Demo, '
-    assert table in source
-    forked = source.replace(table, f'{lines}\n\n\n{table}"{name.lower()}": {name}, ')
+    before, table, after = re.split(r"^(OPERATORS = \{.*)\}$", source, flags=re.MULTILINE)
+    forked = f'{before}{lines}\n\n\n{table}, "{name.lower()}": {name}}}{after}'
     (folder / "app.py").write_text(forked, "utf-8")
     (folder / "views").symlink_to(ROOT / "views")
     start_fork(world, folder / "app.py", SMS_OPERATOR=name.lower(), **env)
