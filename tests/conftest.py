@@ -53,6 +53,46 @@ def installed(world, app):
 
 
 @pytest.fixture(scope="session")
+def started():
+    """Gives out installed worlds, one for each RETRY_AFTER: to start one for each test is slow."""
+    from pretend import World
+    from steps import installed_app
+    worlds = {}
+
+    def world(retry_after):
+        if retry_after not in worlds:
+            worlds[retry_after] = World().start()
+            installed_app(worlds[retry_after], RETRY_AFTER=retry_after)
+        return worlds[retry_after]
+    yield world
+    for one in worlds.values():
+        one.stop()
+
+
+@pytest.fixture
+def shared(request, started):
+    """An installed world that others have used, good as new; its file says with which RETRY_AFTER.
+
+    No trouble, an empty queue and log, what is sent arrives at once.
+    """
+    from steps import fresh
+    world = fresh(started(request.module.RETRY_AFTER))
+    yield world
+    for app in [one for one in world.apps if one is not world.app]:
+        app.close()
+    if not world.app.running:
+        world.app.start()
+    fresh(world)
+
+
+@pytest.fixture
+def blank(request, started):
+    """The same before its installation."""
+    from steps import reset
+    return reset(started(request.module.RETRY_AFTER))
+
+
+@pytest.fixture(scope="session")
 def chromium():
     """One real browser for the whole session: its start is slow."""
     from selenium import webdriver

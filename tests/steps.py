@@ -296,10 +296,13 @@ def fresh(world):
     operator.down, operator.refuse, operator.balance, operator.delay = False, None, 1000.0, 0
     operator.trouble = portal.trouble = None
     operator.codes, operator.delivery, operator.slow, operator.keys = {}, {}, 0, {GOOD_KEY}
+    operator.error_ids = False
     for party in (operator, portal):
         if not party.server:
             party.start()
     idle(world.app)
+    if not portal.installed:
+        assert install(world).status_code == 200
     for party in (operator, portal):
         party.requests.clear()
     operator.sent.clear()

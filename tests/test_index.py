@@ -7,8 +7,8 @@ from html import unescape
 
 import pytest
 import requests
-from pretend import ADMINISTRATOR, EMPLOYEE, Browser, World, install, until
-from steps import handler_url, make_due, path_of, reset, send, texts, tried
+from pretend import ADMINISTRATOR, EMPLOYEE, Browser, install, until
+from steps import handler_url, make_due, path_of, send, texts, tried
 
 KEY = "planted-operator-key-Wxyz"  # its end occurs in no random token
 
@@ -23,19 +23,15 @@ def visible(page):
     return unescape(re.sub(r"(?s)<[^>]*>", " ", page))
 
 
-@pytest.fixture(scope="module")
-def shared():
-    with World() as world:
-        world.start_app(RETRY_AFTER=1, STATUSES_EVERY=0)
-        yield world
+RETRY_AFTER = 1  # second
 
 
 @pytest.fixture
-def ours(shared):
+def ours(blank):
     """The app installed with a key whose end can be searched for."""
-    reset(shared).smsru.keys.add(KEY)
-    assert install(shared, KEY).status_code == 200
-    return shared
+    blank.smsru.keys.add(KEY)
+    assert install(blank, KEY).status_code == 200
+    return blank
 
 
 @pytest.mark.parametrize("page", ["index", ""])
@@ -123,8 +119,8 @@ def test_when_nobody_can_say_who_it_is_the_page_says_so(ours, party):
     assert "Wxyz" not in answer.text
 
 
-def test_before_the_installation_there_is_a_form_and_no_state(shared):
-    browser = Browser(reset(shared))
+def test_before_the_installation_there_is_a_form_and_no_state(blank):
+    browser = Browser(blank)
     answer = browser.open("index")
     assert answer.status_code == 200
     assert browser.form.found

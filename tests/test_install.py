@@ -6,24 +6,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import requests
-from pretend import GOOD_KEY, Browser, Party, World, install, until
-from steps import code_of, handler_url, reset, send, texts, tried
+from pretend import GOOD_KEY, Browser, Party, install, until
+from steps import code_of, handler_url, send, texts, tried
 
 EVENTS = ["ONAPPUNINSTALL", "ONAPPUPDATE"]
 
 
-@pytest.fixture(scope="module")
-def shared():
-    """One running app for all tests that need no other variables; see `reset`."""
-    with World() as world:
-        world.start_app(RETRY_AFTER=1, STATUSES_EVERY=0)
-        yield world
-
-
-@pytest.fixture
-def blank(shared):
-    """The app is running and not installed."""
-    return reset(shared)
+RETRY_AFTER = 1  # second
 
 
 @pytest.fixture
