@@ -7,9 +7,11 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import tools
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = (ROOT / "data" / "README.md").read_text("utf-8")
@@ -102,6 +104,25 @@ def test_ci_installs_what_is_missing_before_the_command(tmp_path):
     assert [call.split()[0] for call in calls] == ["python3", "apt-get", "apt-get", "python3"]
     assert calls[2].endswith(" python3-venv CI=true")
     assert calls[3] == "python3 tests CI=true"
+
+
+@pytest.mark.needs("systemd-analyze", optional=True)
+def test_systemd_understands_the_unit(tmp_path):
+    """In a folder of ours, as systemd looks for the program; containers often have no systemd."""
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    unit = re.search(r"^```ini\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)[1]
+    (tmp_path / "sms.service").write_text(unit.replace("/srv/sms", str(tmp_path)))
+    done = subprocess.run([tools.find("systemd-analyze"), "verify", tmp_path / "sms.service"],
+                          capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ruff_has_nothing_to_say():
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", ROOT],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 # ---- Lists ---------------------------------------------------------------------------------------

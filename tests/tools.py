@@ -3,9 +3,10 @@ import glob
 import os
 import shutil
 
-DEBIAN = sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True)  # not on the PATH there
-PYENV = sorted(glob.glob(os.path.expanduser("~/.pyenv/versions/*/bin")))
-TOOLS = os.environ.get("TEST_TOOLS") or os.pathsep.join([os.environ["PATH"], *DEBIAN, *PYENV])
+BESIDE = [folder for place in (  # what is often here, but not on the PATH
+    "~/.pyenv/versions/*/bin", "~/.local/share/uv/python/*/bin", "/usr/lib/postgresql/*/bin")
+    for folder in sorted(glob.glob(os.path.expanduser(place)), reverse=True)]
+TOOLS = os.environ.get("TEST_TOOLS") or os.pathsep.join([*BESIDE, os.environ["PATH"]])
 NAMES = {"chromium": ("chromium", "chromium-browser", "google-chrome", "chrome"),
          "postgresql": ("pg_ctl",)}
 
