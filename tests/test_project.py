@@ -95,6 +95,14 @@ def test_ci_runs_exactly_the_test_command(tmp_path, given, seen):
     assert not [call for call in done_calls if call.startswith("apt-get")], "nothing was missing"
 
 
+def test_ci_then_runs_the_tests_in_a_fork(tmp_path):
+    """Not after tests that fail, as those of the test above."""
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
+    shutil.copy(ROOT / "README.md", tmp_path)
+    code, calls = run([".ci/run"], tmp_path, STAND_IN.replace("exit 7", "exit 0"))
+    assert (code, calls[-1]) == (0, "python tests/forks/renamed.py CI=true")
+
+
 def test_ci_installs_what_is_missing_before_the_command(tmp_path):
     """Here the venv module does not work, but the browser is there."""
     shutil.copytree(ROOT / ".ci", tmp_path / ".ci")

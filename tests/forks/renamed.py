@@ -50,7 +50,8 @@ def retold(template):
 def fork(folder):
     """Make the copy, as somebody who has read README does."""
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(
-        ".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "test_project.py"))
+        ".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "settings.json", "queue", "logs",
+        "test_project.py"))
     operator = re.search(r"```python\n(class Acme.*?)```", (ROOT / "README.md").read_text("utf-8"),
                          re.DOTALL)[1]
     for name, change in (("app.py", renamed), ("app.py", lambda source: with_operator(
