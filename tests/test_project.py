@@ -55,7 +55,7 @@ def codes(text):
 def run(command, folder, stand_in=STAND_IN, **env):
     """Run a command among stand-ins: (exit code, how they were called, in order)."""
     (folder / "bin").mkdir()
-    for name in ("python3", "apt-get", "chromium", "chromedriver", "npm"):
+    for name in ("python3", "apt-get", "chromium", "chromedriver", "npm", "pg_ctl"):
         (folder / "bin" / name).write_text(stand_in)
         (folder / "bin" / name).chmod(0o755)
     path = f"{folder / 'bin'}:{os.environ['PATH']}"
