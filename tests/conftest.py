@@ -3,14 +3,30 @@ import os
 import sys
 
 import pytest
+import tools
 
 sys.dont_write_bytecode = True
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-CHROMIUM, CHROMEDRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 CHROMIUM_FLAGS = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
                   "--disable-background-networking", "--window-size=1280,800"]
 if hasattr(os, "geteuid") and os.geteuid() == 0:
     CHROMIUM_FLAGS.append("--no-sandbox")  # root may not have one
+
+
+def pytest_runtest_setup(item):
+    """Skipped here, so that -rs has one line a tool, with the number of tests that wait for it.
+
+    A build server has everything, so there it is an error; except what it may lack, too.
+    """
+    wanted = [mark for mark in item.iter_markers("needs")]
+    if "chromium" in item.fixturenames:
+        wanted.append(pytest.mark.needs("chromium"))
+    for mark in wanted:
+        tool, = mark.args
+        if not tools.find(tool):
+            optional = mark.kwargs.get("optional") or os.environ.get("CI") != "true"
+            give_up = pytest.skip if optional else pytest.fail
+            give_up(f"{tool} is missing")
 
 
 @pytest.fixture
@@ -36,32 +52,58 @@ def installed(world, app):
     return world
 
 
-def start_browser():
-    """Start Debian's Chromium with its driver; without them Selenium finds or fetches a browser."""
+@pytest.fixture(scope="session")
+def started():
+    """Gives out installed worlds, one for each RETRY_AFTER: to start one for each test is slow."""
+    from pretend import World
+    from steps import installed_app
+    worlds = {}
+
+    def world(retry_after):
+        if retry_after not in worlds:
+            worlds[retry_after] = World().start()
+            installed_app(worlds[retry_after], RETRY_AFTER=retry_after)
+        return worlds[retry_after]
+    yield world
+    for one in worlds.values():
+        one.stop()
+
+
+@pytest.fixture
+def shared(request, started):
+    """An installed world that others have used, good as new; its file says with which RETRY_AFTER.
+
+    No trouble, an empty queue and log, what is sent arrives at once.
+    """
+    from steps import fresh
+    world = fresh(started(request.module.RETRY_AFTER))
+    yield world
+    for app in [one for one in world.apps if one is not world.app]:
+        app.close()
+    if not world.app.running:
+        world.app.start()
+    fresh(world)
+
+
+@pytest.fixture
+def blank(request, started):
+    """The same before its installation."""
+    from steps import reset
+    return reset(started(request.module.RETRY_AFTER))
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """One real browser for the whole session: its start is slow."""
     from selenium import webdriver
     os.environ["SE_AVOID_STATS"] = "true"
     options = webdriver.ChromeOptions()
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     for flag in CHROMIUM_FLAGS:
         options.add_argument(flag)
-    driver = None
-    if os.path.exists(CHROMIUM) and os.path.exists(CHROMEDRIVER):
-        os.environ["SE_OFFLINE"] = "true"
-        options.binary_location, driver = CHROMIUM, CHROMEDRIVER
+    options.binary_location, driver = tools.find("chromium"), tools.find("chromedriver")
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     browser.set_page_load_timeout(30)
-    return browser
-
-
-@pytest.fixture(scope="session")
-def chromium():
-    """One real browser for the whole session: its start is slow. None: skip, but fail in CI."""
-    from selenium.common.exceptions import WebDriverException
-    try:
-        browser = start_browser()
-    except (OSError, WebDriverException) as error:  # none here, and none to be fetched
-        give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        give_up("no browser to test the pages with: " + str(error).split("; For doc")[0])
     yield browser
     browser.quit()
 

@@ -11,12 +11,20 @@ import time
 from contextlib import suppress
 
 import requests
-from pretend import ADMINISTRATOR, GOOD_KEY, install, until
+from bottle import SimpleTemplate
+from pretend import ADMINISTRATOR, GOOD_KEY, ROOT, install, until
 
 FOLDERS = ("new", "sending", "sent", "failed")  # how far a message is; the later one counts
 PHONE, NUMBER = "+7 (925) 507-06-02", "79255070602"
 HOUR, DAY = 3600, 24 * 3600
 NOTHING = {"sent": 0, "delivered": 0, "undelivered": 0, "failed": 0, "waiting": 0, "errors": {}}
+
+
+def texts(lang):
+    """What the pages say in this language, as views/texts.tpl has it: {name or error code: text}."""
+    told = SimpleTemplate(name="texts.tpl", lookup=[str(ROOT / "views")])
+    env = told.execute([], {"ru": lang == "ru"})
+    return {**env["says"], **env["t"]}
 
 
 def code_of(world):
@@ -288,10 +296,13 @@ def fresh(world):
     operator.down, operator.refuse, operator.balance, operator.delay = False, None, 1000.0, 0
     operator.trouble = portal.trouble = None
     operator.codes, operator.delivery, operator.slow, operator.keys = {}, {}, 0, {GOOD_KEY}
+    operator.error_ids = False
     for party in (operator, portal):
         if not party.server:
             party.start()
     idle(world.app)
+    if not portal.installed:
+        assert install(world).status_code == 200
     for party in (operator, portal):
         party.requests.clear()
     operator.sent.clear()

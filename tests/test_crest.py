@@ -9,8 +9,8 @@ from urllib.parse import parse_qsl
 import pytest
 import requests
 import steps
-from pretend import ADMINISTRATOR, GOOD_KEY, ROOT, Browser, World, install, until
-from steps import Gate, calls, handler_url, make_due, path_of, reset, settled
+from pretend import ADMINISTRATOR, GOOD_KEY, ROOT, Browser, install, until
+from steps import Gate, calls, handler_url, make_due, path_of, settled
 
 PRESS_SAVE = "an administrator must open the application and press Save"
 BATCH, TOKEN, INFO = "/rest/batch.json", "/oauth/token/", "/rest/app.info"
@@ -29,20 +29,16 @@ def accepted(world, count=1, ids=()):
     return ids
 
 
-@pytest.fixture(scope="module")
-def shared():
-    with World() as world:
-        world.start_app(RETRY_AFTER=1, STATUSES_EVERY=0)
-        yield world
+RETRY_AFTER = 1  # second
 
 
 @pytest.fixture
-def ready(shared):
+def ready(blank):
     """The app freshly installed."""
-    assert install(reset(shared)).status_code == 200
-    shared.portal.requests.clear()
-    shared.oauth.requests.clear()
-    return shared
+    assert install(blank).status_code == 200
+    blank.portal.requests.clear()
+    blank.oauth.requests.clear()
+    return blank
 
 
 def one_pass(world):

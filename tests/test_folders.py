@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from pretend import World, install, until
+from pretend import until
 from steps import (
     DAY,
     FOLDERS,
@@ -19,7 +19,6 @@ from steps import (
     cut,
     doubted,
     folder_of,
-    fresh,
     handler_url,
     history,
     lay,
@@ -32,24 +31,12 @@ from steps import (
     work_off,
 )
 
-
-@pytest.fixture(scope="module")
-def one_world():
-    with World() as world:
-        world.start_app(RETRY_AFTER=0.2, STATUSES_EVERY=0)
-        assert install(world).status_code == 200
-        yield world
+RETRY_AFTER = 0.2  # seconds: a failed try is due again soon
 
 
 @pytest.fixture
-def world(one_world):
-    """One installed world, good as new for each test; a failed try is due again soon."""
-    yield fresh(one_world)
-    for app in [one for one in one_world.apps if one is not one_world.app]:
-        app.close()
-    if not one_world.app.running:
-        one_world.app.start()
-    fresh(one_world)
+def world(shared):
+    return shared
 
 
 def accepted(world, text="accepted before"):

@@ -7,8 +7,8 @@ from html import unescape
 
 import pytest
 import requests
-from pretend import ADMINISTRATOR, EMPLOYEE, Browser, World, install, until
-from steps import handler_url, make_due, path_of, reset, send, tried
+from pretend import ADMINISTRATOR, EMPLOYEE, Browser, install, until
+from steps import handler_url, make_due, path_of, send, texts, tried
 
 KEY = "planted-operator-key-Wxyz"  # its end occurs in no random token
 
@@ -23,19 +23,15 @@ def visible(page):
     return unescape(re.sub(r"(?s)<[^>]*>", " ", page))
 
 
-@pytest.fixture(scope="module")
-def shared():
-    with World() as world:
-        world.start_app(RETRY_AFTER=1, STATUSES_EVERY=0)
-        yield world
+RETRY_AFTER = 1  # second
 
 
 @pytest.fixture
-def ours(shared):
+def ours(blank):
     """The app installed with a key whose end can be searched for."""
-    reset(shared).smsru.keys.add(KEY)
-    assert install(shared, KEY).status_code == 200
-    return shared
+    blank.smsru.keys.add(KEY)
+    assert install(blank, KEY).status_code == 200
+    return blank
 
 
 @pytest.mark.parametrize("page", ["index", ""])
@@ -74,19 +70,20 @@ def test_what_the_messages_wait_for_stays_on_the_page(ours):
     make_due(ours.app)  # sending rests no more, and the message is not due yet
     os.utime(path_of(ours.app, message_id), (time.time() + 60,) * 2)
     assert ours.app.run("statuses")[0] == 0, "nothing is due"
-    assert "operator did not answer" in visible(Browser(ours).open("index", lang="en").text)
+    page = visible(Browser(ours).open("index", lang="en").text)
+    assert texts("en")["operator down"] in page
 
 
-@pytest.mark.parametrize(("error", "words"), [
-    ("invalid_grant", "press Save"), ("invalid_client", "C_REST_CLIENT_SECRET")])
-def test_a_refused_refresh_is_told_with_what_to_do(ours, error, words):
+@pytest.mark.parametrize(("error", "name"), [
+    ("invalid_grant", "press Save"), ("invalid_client", "portal invalid_client")])
+def test_a_refused_refresh_is_told_with_what_to_do(ours, error, name):
     ours.smsru.delay = 0
     send(ours, "text")
     ours.portal.expire_tokens()
     ours.oauth.trouble = lambda method, path, fields: (
         (401, {"error": error}, {}) if path == "/oauth/token/" else None)
     until(lambda: ours.app.run("statuses")[0] == 1)
-    assert words in visible(Browser(ours).open("index", lang="en").text)
+    assert texts("en")[name] in visible(Browser(ours).open("index", lang="en").text)
 
 
 def strangers(world):
@@ -122,8 +119,8 @@ def test_when_nobody_can_say_who_it_is_the_page_says_so(ours, party):
     assert "Wxyz" not in answer.text
 
 
-def test_before_the_installation_there_is_a_form_and_no_state(shared):
-    browser = Browser(reset(shared))
+def test_before_the_installation_there_is_a_form_and_no_state(blank):
+    browser = Browser(blank)
     answer = browser.open("index")
     assert answer.status_code == 200
     assert browser.form.found

@@ -22,7 +22,6 @@ from steps import (
     one_pass,
     outcomes,
     read,
-    reset,
     rests,
     send,
     settled,
@@ -67,19 +66,11 @@ def certificate(authority, host="localhost"):
     return context
 
 
-@pytest.fixture(scope="module")
-def one_world():
-    with World() as world:
-        installed_app(world, RETRY_AFTER=RETRY_AFTER)
-        yield world
-
-
 @pytest.fixture
-def shop(one_world):
-    """One world for the table of statuses, installed anew for each row."""
-    reset(one_world)
-    install(one_world)
-    return one_world
+def shop(blank):
+    """One world for the tables, installed anew for each row."""
+    assert install(blank).status_code == 200
+    return blank
 
 
 @pytest.fixture(scope="module")
@@ -105,25 +96,12 @@ def secure(secure_world):
     return secure_world
 
 
-@pytest.fixture(scope="module")
-def silent():
-    """A message at an operator that says nothing; begun early, for it takes half a minute."""
-    ended = threading.Event()
-    with World() as world, operator(lambda _: ended.wait(60)) as server:
-        installed_app(world, RETRY_AFTER=RETRY_AFTER)
-        moved(world, server, "http")
-        message_id = send(world, "is anybody there")
-        until(lambda: server.received)
-        yield world.app, message_id
-        ended.set()
-
-
 @pytest.fixture
-def on_its_way(installed):
+def on_its_way(shop):
     """A message whose final status the next pass learns, and then must report."""
-    settled(installed.app, send(installed, "told later"))
-    installed.smsru.delay = 0
-    make_due(installed.app)
+    settled(shop.app, send(shop, "told later"))
+    shop.smsru.delay = 0
+    make_due(shop.app)
 
 
 def moved(world, server, scheme="https", host="localhost"):
@@ -175,7 +153,6 @@ HTML = "<html><title>Bad gateway</title></html>"
 SAYS_NOTHING = [500, 501, 502, 504, 505, 508, 520, 599, 302, 307, 400, 403, 404, 200, 204]
 
 
-@pytest.mark.usefixtures("silent")
 @pytest.mark.parametrize("status", SAYS_NOTHING)
 def test_a_status_that_does_not_say_what_became_of_the_message_is_a_doubt(shop, status):
     """A gateway may say 502 after the operator has taken the message."""
@@ -319,9 +296,9 @@ def test_a_host_that_nobody_knows_gets_nothing_and_the_message_waits(installed):
 
 @pytest.mark.parametrize("error", [True, None, 7, {"code": "x"}])
 @pytest.mark.usefixtures("on_its_way")
-def test_an_error_that_is_no_text_is_an_error_all_the_same(installed, error):
-    installed.portal.trouble = lambda method, path, fields: (400, {"error": error}, {})
-    totals = one_pass(installed)
+def test_an_error_that_is_no_text_is_an_error_all_the_same(shop, error):
+    shop.portal.trouble = lambda method, path, fields: (400, {"error": error}, {})
+    totals = one_pass(shop)
     assert set(totals["errors"]) == {"portal"}
     assert totals["waiting"] == 1
 
@@ -367,38 +344,30 @@ def test_an_answer_may_be_compressed(installed):
     ((402, {"error": "PAYMENT_REQUIRED"}, {}), "PAYMENT_REQUIRED"),
     ((429, "", {}), "HTTP_429"), ((200, {}, {}), "oauth_server")])
 @pytest.mark.usefixtures("on_its_way")
-def test_an_administrator_is_called_only_where_he_can_help(installed, answer, error):
-    installed.portal.expire_tokens()
-    installed.oauth.trouble = lambda method, path, fields: answer
-    told = one_pass(installed)["errors"]["portal"]
+def test_an_administrator_is_called_only_where_he_can_help(shop, answer, error):
+    shop.portal.expire_tokens()
+    shop.oauth.trouble = lambda method, path, fields: answer
+    told = one_pass(shop)["errors"]["portal"]
     assert told.startswith(error)
     assert ("administrator" in error) == ("administrator" in told)
 
 
 @pytest.mark.usefixtures("on_its_way")
-def test_a_token_that_is_no_text_is_an_error_with_a_name_and_save_heals_it(installed):
-    installed.portal.expire_tokens()
-    installed.oauth.trouble = lambda method, path, fields: (
+def test_a_token_that_is_no_text_is_an_error_with_a_name_and_save_heals_it(shop):
+    shop.portal.expire_tokens()
+    shop.oauth.trouble = lambda method, path, fields: (
         200, r'{"access_token": "\ud800", "refresh_token": "\ud800"}', {})
     for _ in range(2):  # as it came, and as it was saved
-        make_due(installed.app)
-        assert one_pass(installed)["errors"]["portal"].startswith("invalid_token: an administrator")
-    installed.oauth.trouble = None
-    assert install(installed).status_code == 200
-    make_due(installed.app)
-    assert one_pass(installed)["delivered"] == 1
+        make_due(shop.app)
+        assert one_pass(shop)["errors"]["portal"].startswith("invalid_token: an administrator")
+    shop.oauth.trouble = None
+    assert install(shop).status_code == 200
+    make_due(shop.app)
+    assert one_pass(shop)["delivered"] == 1
 
 
 @pytest.mark.parametrize("code", ["expired_token", "invalid_token", "NO_AUTH_FOUND"])
 @pytest.mark.usefixtures("on_its_way")
-def test_where_the_portal_knows_no_token_of_ours_an_administrator_is_called(installed, code):
-    installed.portal.trouble = lambda method, path, fields: (401, {"error": code}, {})
-    assert one_pass(installed)["errors"]["portal"].startswith(f"{code}: an administrator must")
-
-
-def test_an_operator_that_is_silent_for_half_a_minute_leaves_a_doubt(silent):
-    app, message_id = silent
-    until(lambda: outcomes(app, message_id), 40)
-    tried(app, message_id)
-    assert outcomes(app, message_id) == ["in doubt"]
-    assert read(app, message_id)["in_doubt"] is True
+def test_where_the_portal_knows_no_token_of_ours_an_administrator_is_called(shop, code):
+    shop.portal.trouble = lambda method, path, fields: (401, {"error": code}, {})
+    assert one_pass(shop)["errors"]["portal"].startswith(f"{code}: an administrator must")

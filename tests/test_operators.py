@@ -9,7 +9,6 @@ from steps import (
     cut,
     doubted,
     folder_of,
-    forget,
     installed_app,
     logged,
     make_due,
@@ -66,22 +65,12 @@ def demo():
 
 # smsru -------------------------------------------------------------------------------------------
 
-@pytest.fixture(scope="module")
-def one_world():
-    with World() as world:
-        installed_app(world, RETRY_AFTER=60)
-        yield world
+RETRY_AFTER = 60  # seconds
 
 
 @pytest.fixture
-def shop(one_world):
-    """One installed world for the tables, as good as new for each row."""
-    operator = one_world.smsru
-    operator.delay, operator.refuse, operator.trouble, operator.error_ids = 0, None, None, False
-    operator.codes, operator.delivery = {}, {}
-    operator.requests.clear()
-    forget(one_world.app)
-    return one_world
+def shop(shared):
+    return shared
 
 
 MINUTE = 60

@@ -7,9 +7,11 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import tools
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = (ROOT / "data" / "README.md").read_text("utf-8")
@@ -53,7 +55,7 @@ def codes(text):
 def run(command, folder, stand_in=STAND_IN, **env):
     """Run a command among stand-ins: (exit code, how they were called, in order)."""
     (folder / "bin").mkdir()
-    for name in ("python3", "apt-get", "chromium", "chromedriver", "npm"):
+    for name in ("python3", "apt-get", "chromium", "chromedriver", "npm", "pg_ctl"):
         (folder / "bin" / name).write_text(stand_in)
         (folder / "bin" / name).chmod(0o755)
     path = f"{folder / 'bin'}:{os.environ['PATH']}"
@@ -93,6 +95,14 @@ def test_ci_runs_exactly_the_test_command(tmp_path, given, seen):
     assert not [call for call in done_calls if call.startswith("apt-get")], "nothing was missing"
 
 
+def test_ci_then_runs_the_tests_in_a_fork(tmp_path):
+    """Not after tests that fail, as those of the test above."""
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
+    shutil.copy(ROOT / "README.md", tmp_path)
+    code, calls = run([".ci/run"], tmp_path, STAND_IN.replace("exit 7", "exit 0"))
+    assert (code, calls[-1]) == (0, "python tests/forks/renamed.py CI=true")
+
+
 def test_ci_installs_what_is_missing_before_the_command(tmp_path):
     """Here the venv module does not work, but the browser is there."""
     shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
@@ -102,6 +112,25 @@ def test_ci_installs_what_is_missing_before_the_command(tmp_path):
     assert [call.split()[0] for call in calls] == ["python3", "apt-get", "apt-get", "python3"]
     assert calls[2].endswith(" python3-venv CI=true")
     assert calls[3] == "python3 tests CI=true"
+
+
+@pytest.mark.needs("systemd-analyze", optional=True)
+def test_systemd_understands_the_unit(tmp_path):
+    """In a folder of ours, as systemd looks for the program; containers often have no systemd."""
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    unit = re.search(r"^```ini\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)[1]
+    (tmp_path / "sms.service").write_text(unit.replace("/srv/sms", str(tmp_path)))
+    done = subprocess.run([tools.find("systemd-analyze"), "verify", tmp_path / "sms.service"],
+                          capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ruff_has_nothing_to_say():
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", ROOT],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 # ---- Lists ---------------------------------------------------------------------------------------

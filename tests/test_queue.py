@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from pretend import World, install, until
+from pretend import install, until
 from steps import (
     DAY,
     HOUR,
@@ -20,7 +20,6 @@ from steps import (
     cut,
     doubted,
     folder_of,
-    fresh,
     handler_url,
     history,
     idle,
@@ -38,26 +37,13 @@ from steps import (
     work_off,
 )
 
-
-@pytest.fixture(scope="module")
-def one_world():
-    with World() as world:
-        world.start_app(RETRY_AFTER=0.2, STATUSES_EVERY=0)
-        assert install(world).status_code == 200
-        yield world
+RETRY_AFTER = 0.2  # seconds: a failed try is due again soon
 
 
 @pytest.fixture
-def queue(one_world):
-    """One installed world, as good as new for each test; a failed try is due again soon."""
-    world, operator = one_world, one_world.smsru
-    yield world
-    operator.down, operator.trouble = False, None
-    for app in [one for one in world.apps if one is not world.app]:
-        app.close()
-    if not world.app.running:
-        world.app.start()
-    fresh(world).smsru.delay = 1.0
+def queue(shared):
+    shared.smsru.delay = 1.0
+    return shared
 
 
 # Nothing doubled ---------------------------------------------------------------------------------

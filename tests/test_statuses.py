@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from pretend import World, install, until
+from pretend import until
 from steps import (
     DAY,
     HOUR,
@@ -15,7 +15,6 @@ from steps import (
     calls,
     change,
     folder_of,
-    fresh,
     history,
     lay,
     logged,
@@ -30,20 +29,12 @@ from steps import (
     unsent,
 )
 
-
-@pytest.fixture(scope="module")
-def one_world():
-    with World() as world:
-        world.start_app(RETRY_AFTER=100, STATUSES_EVERY=0)
-        assert install(world).status_code == 200
-        yield world
+RETRY_AFTER = 100  # seconds
 
 
 @pytest.fixture
-def world(one_world):
-    """One installed world, good as new for each test: no trouble, an empty queue and log."""
-    yield fresh(one_world)
-    fresh(one_world)
+def world(shared):
+    return shared
 
 
 def batches(world):

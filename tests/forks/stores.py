@@ -1,5 +1,4 @@
 """The two stores behind the seam, as tests see them: app.py's files, a fork's PostgreSQL."""
-import glob
 import json
 import os
 import pwd
@@ -13,20 +12,16 @@ from contextlib import ExitStack, contextmanager
 import psycopg
 import pytest
 import steps
+import tools
 from pretend import ROOT, App, World, free_port, install
-
-PROGRAMS = [os.path.dirname(shutil.which("initdb") or ""),
-            *sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True)]
 
 
 class Cluster:
     """A PostgreSQL of our own in a throw-away folder. It refuses root: Debian has its user."""
 
     def __init__(self):
-        found = next((one for one in PROGRAMS if os.path.exists(os.path.join(one, "pg_ctl"))), None)
-        if found is None:
-            raise OSError("no initdb and pg_ctl here")
-        self.folder, self.programs = tempfile.mkdtemp(prefix="postgres-"), os.path.realpath(found)
+        self.folder = tempfile.mkdtemp(prefix="postgres-")
+        self.programs = os.path.dirname(os.path.realpath(tools.find("postgresql")))
         self.root = os.geteuid() == 0
         if self.root:
             owner = pwd.getpwnam("postgres")
@@ -55,16 +50,10 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def server():
-    """A PostgreSQL server's URL: TEST_DATABASE_URL, or a cluster for this session."""
-    given, cluster = os.environ.get("TEST_DATABASE_URL"), None
-    try:
-        cluster = None if given else Cluster()
-    except (OSError, KeyError) as error:
-        give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        give_up(f"no PostgreSQL ({error}); set TEST_DATABASE_URL=postgresql://user@host/database")
-    yield given or cluster.url
-    if cluster:
-        cluster.stop()
+    """The URL of a PostgreSQL of this session's own."""
+    cluster = Cluster()
+    yield cluster.url
+    cluster.stop()
 
 
 @contextmanager
@@ -195,7 +184,8 @@ class Rows(Files):
         self.make_due(message_id)
 
 
-@pytest.fixture(scope="module", params=["files", "postgresql"])
+@pytest.fixture(scope="module", params=[
+    "files", pytest.param("postgresql", marks=pytest.mark.needs("postgresql"))])
 def stored_world(request):
     """A world whose app is installed, on one store after the other."""
     with ExitStack() as stack, World() as world:

@@ -170,7 +170,8 @@ def test_an_operator_that_is_down_keeps_the_message_waiting(twilio):
     message_id = send(twilio, TEXT)
     tried(twilio.app, message_id)
     twilio.twilio.start()
-    until(lambda: make_due(twilio.app) or one_pass(twilio)["sent"] == 1)
+    until(lambda: make_due(twilio.app) or (
+        one_pass(twilio) and "sent" in outcomes(twilio.app, message_id)))  # maybe by the sender before
     assert outcomes(twilio.app, message_id) == ["down", "sent"]
     assert read(twilio.app, message_id)["operator_id"].startswith("SM")
 
@@ -215,9 +216,8 @@ def test_nothing_of_the_account_is_in_the_log(twilio):
 def with_operator(world, folder, name, lines, **env):
     """The app as somebody's fork has it: a class above OPERATORS, its name in the table."""
     source = (ROOT / "app.py").read_text("utf-8")
-    table = 'OPERATORS = {"demo": Demo, '
-    assert table in source
-    forked = source.replace(table, f'{lines}\n\n\n{table}"{name.lower()}": {name}, ')
+    before, table, after = re.split(r"^(OPERATORS = \{.*)\}$", source, flags=re.MULTILINE)
+    forked = f'{before}{lines}\n\n\n{table}, "{name.lower()}": {name}}}{after}'
     (folder / "app.py").write_text(forked, "utf-8")
     (folder / "views").symlink_to(ROOT / "views")
     start_fork(world, folder / "app.py", SMS_OPERATOR=name.lower(), **env)
@@ -282,7 +282,8 @@ def test_what_the_readmes_operator_makes_of_trouble_and_our_id_makes_a_doubt_har
     message_id = send(acme, TEXT)
     tried(acme.app, message_id)
     acme.acme.trouble = None
-    until(lambda: make_due(acme.app) or one_pass(acme)["sent"] == 1)
+    until(lambda: make_due(acme.app) or (
+        one_pass(acme) and "sent" in outcomes(acme.app, message_id)))  # maybe by the sender before
     assert outcomes(acme.app, message_id) == [outcome, "sent"]
     assert acme.acme.ids == [message_id]
 

@@ -13,6 +13,7 @@ from steps import PHONE, Gate, calls, received
 from stores import Rows, database, logged, server
 
 __all__ = ["server"]  # a fixture
+pytestmark = pytest.mark.needs("postgresql")
 OTHER_KEY = "99999999-8888-7777-6666-555555555555"
 REPEATED = "r" * 32
 
