@@ -6,6 +6,7 @@ With --once it plays the tutorial's story without a browser, prints what went ov
 ends: 0 if the story came true, 1 if not.
 """
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -22,8 +23,11 @@ def play_once(world):
     """Start the app and play the story; the exit code."""
     app = world.start_app(STATUSES_EVERY=1, RETRY_AFTER=1)
     print(f"Portal {world.portal.url}  OAuth {world.oauth.url}  SMS.ru {world.smsru.url}\n"
-          f"App {app.url}  its data {app.data}")
-    return 0 if Story(world).play() else 1
+          f"App {app.url}\nIts data, gone at the end: {app.data}")
+    came_true = Story(world, colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR")).play()
+    if came_true:
+        print("Next, click it yourself: .venv/bin/python tests/portal.py --open")
+    return 0 if came_true else 1
 
 
 def stay_up(world, chosen):

@@ -1,9 +1,35 @@
 """Bitrix24 in a box: the page that a person opens, on the pretend portal's own address.
 
-The page itself is in tests/pretend/page/. Here are the routes it asks, the answers to what the application
-says to it by postMessage, and the switches that make trouble. Nothing here knows app.py's insides.
+The page itself is in tests/pretend/page/. Here are the routes it asks, the answers to what the
+application says to it by postMessage, and the switches that make trouble. What it asks:
+
+GET  /box/news?after=LAST&stamp=STAMP   waits until something has changed, 5 s at most; answers
+     exchanges   begun or answered since: see lesson.py. One that waits has `pending`, and comes
+                 again under the same `n` when it is answered; rows are in the order of `n`
+     last, state.stamp   to be sent with the next question; -1 asks for what there is
+     messages    id, to, body, status
+     state       address, installed, sender, version, key, on (switches), operator, endings
+                 ([{end, means: undelivered | failed | doubt}]), phone (one that gets through),
+                 queue (in words), counts (per folder), rests ({until, seconds, why} or null),
+                 life (another one: everything was started over, reload), next:
+     state.next  what to do next, for {"administrator": ..., "employee": ...}: step, one of
+                 open | uninstalled   not installed; with the form in the frame it is `framed`: save
+                 employee             not installed, and only an administrator may
+                 send                 installed, nothing sent yet
+                 watch                `what`: operator | status; `until`, `seconds`: the next try
+                 delivered            `status` of the newest message; try trouble, try the code
+GET  /box/code?name=send    lesson.source(name): first, last, doc, text, script, next; or 404
+GET  /box/disk              disk.Disk.look(): folders, settings, rests
+POST /box/over              fresh data, not installed, the wire emptied: {"note": "over", state}
+POST /box/open command send switch      as the page's buttons and its frame need them
+
+Nothing here knows app.py's insides.
 """
+import hashlib
 import http.client
+import json
+import shutil
+import threading
 import time
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
@@ -11,9 +37,11 @@ from urllib.parse import parse_qsl, urlsplit
 import requests
 
 from .bitrix24 import ADMINISTRATOR, EMPLOYEE
+from .disk import Disk
+from .lesson import Lesson, source
 from .oauth import HOUR, random_id
 from .smsru import GOOD_KEY
-from .wire import Party, brief
+from .wire import Party
 
 FOLDER = Path(__file__).resolve().parent / "page"
 FILES = {"/": "box.html", **{f"/box/{name}": name for name in (
@@ -25,10 +53,13 @@ POLICY = "default-src 'self'; img-src data:; frame-src *; form-action *; frame-a
 HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server"}
 NEWEST_EXCHANGES, NEWEST_MESSAGES = 400, 300  # as many as the page shows
 PATIENCE, LOOK = 5, 0.25  # seconds that a question for news waits; between looks at the queue
-FOLDERS = ("new", "sending", "sent", "failed")  # of the queue: how far a message is
 BURST = 100
-ENV = {"STATUSES_EVERY": 1, "RETRY_AFTER": 2, "SMS_API_KEY": GOOD_KEY}  # the app's, quick to watch
+ENV = {"STATUSES_EVERY": 1, "RETRY_AFTER": 2, "SMS_API_KEY": GOOD_KEY,  # the app's, quick to watch
+       "SENDER_CODE": "box"}  # whatever a fork calls its own
+PHONE = "+7 (925) 507-06-55"  # it gets through, whoever the operator is
 ENDINGS = {"11": ("delivery", 104), "22": ("codes", 207)}  # last digits → what SMS.ru does
+MEANS = {"smsru": {"11": "undelivered", "22": "failed"},  # the operator → what they lead to
+         "demo": {"01": "undelivered", "02": "failed", "03": "doubt"}}
 
 
 class Endings(dict):
@@ -51,11 +82,12 @@ class Tap(Party):
         return False
 
     def answer(self, method, path, fields, request):
-        began = time.time()
+        if not request.headers.get("Origin"):
+            return self.forward(method, request)
+        exchange = self.wire.begin("browser", "app", method, request.path, request.form,
+                                   base=self.url)
         status, body, headers = self.forward(method, request)
-        if request.headers.get("Origin"):
-            self.wire.add("browser", "app", method, request.path, request.form, status, body,
-                          began)
+        self.wire.end(exchange, status, body)
         return status, body, headers
 
     def forward(self, method, request):
@@ -96,7 +128,7 @@ class Frames:
                    "setInstallFinish": self.install_finish}
         answer = answers[command](frame) if command in answers else True
         said = {name[7:-1]: text for name, text in fields.items() if name.startswith("params[")}
-        self.world.wire.add("browser", "portal", "postMessage", command, said, 200, answer,
+        self.world.wire.add("browser", "portal", "postMessage", command, said, None, answer,
                             script=frame["page"])
         return {"answer": answer}
 
@@ -173,6 +205,7 @@ class Switches:
     def uninstall(self, fields):
         status = self.portal.fire("ONAPPUNINSTALL", CLEAN=int(on(fields, "clean")))
         self.frames.clear()
+        self.removed = True
         return {"status": status}
 
 
@@ -181,12 +214,37 @@ SWITCHES = ("operator-down", "no-money", "token-expired", "portal-503", "renamed
             *NEEDS_APP)
 
 
-class Box(Switches, Frames):
+class Next:
+    """What to do next: from what the portal and the app's disk say, so a reload changes nothing."""
+
+    def next(self):
+        step = self.next_message() if self.code else self.next_install()
+        employee = step if self.code else {"step": "employee"}
+        return {"administrator": step, "employee": employee}
+
+    def next_install(self):
+        return {"step": "uninstalled" if self.removed else "open", "framed": "save"}
+
+    def next_message(self):
+        due = self.disk.due() if self.disk else {}
+        messages = list(self.portal.messages.values())
+        if not due:
+            last = messages[-1]["status"] if messages else ""
+            return {"step": "delivered", "status": last} if last else {"step": "send"}
+        with_us = {name: when for name, when in due.items() if name in ("new", "sending")}
+        what, until = ("operator" if with_us else "status"), min((with_us or due).values())
+        return {"step": "watch", "what": what, "until": until,
+                "seconds": round(max(0, until - time.time()), 1)}
+
+
+class Box(Switches, Frames, Next):
     """The page's server side, on top of the world; the portal asks it for what is not REST."""
 
     def __init__(self, world):
         self.world, self.portal, self.smsru = world, world.portal, world.smsru
         self.frames = {}  # APP_SID → who opened which page, and the tokens it was given
+        self.lesson, self.life, self.removed = Lesson(world.portal), 1, False
+        self.disk, self.restarting = None, threading.Lock()
         self.tap = Tap(world.wire)
         self.smsru.delay = 1.5  # seconds, so that "sent" can be seen
         for table in ("delivery", "codes"):
@@ -195,10 +253,10 @@ class Box(Switches, Frames):
         self.portal.pages["/api/v1/"] = (KINDS[".js"], (FOLDER / "bx24.js").read_text("utf-8"))
         self.portal.site = self.answer
         self.asked = {"/box/open": self.open, "/box/command": self.command,
-                      "/box/send": self.send, "/box/switch": self.switch}
+                      "/box/send": self.send, "/box/switch": self.switch, "/box/over": self.over}
 
     def start(self, app):
-        self.tap.app = app
+        self.tap.app, self.disk = app, Disk(app.data, self.world.wire)
         self.portal.app_url = self.tap.start().url + "/"
         return self
 
@@ -220,47 +278,94 @@ class Box(Switches, Frames):
             return 200, file.read_bytes(), {
                 "Content-Type": KINDS[file.suffix] + "; charset=utf-8",
                 "Content-Security-Policy": POLICY, **SAFE}
-        if method == "GET" and path == "/box/news":
-            return 200, self.news(int(fields.get("after", -1)), fields.get("queue")), SAFE
+        if method == "GET" and path in ("/box/news", "/box/code", "/box/disk"):
+            found = {"/box/news": self.news, "/box/code": self.code_of,
+                     "/box/disk": lambda fields: self.disk.look()}[path](fields)
+            return 200 if found else 404, found or {"error": "NOT_FOUND"}, SAFE
         ours = request.headers.get("Origin") in (None, self.portal.url)
         if method == "POST" and path in self.asked and ours:
             return 200, self.asked[path](fields), SAFE
         return 404 if ours else 403, {"error": "NOT_FOUND" if ours else "OTHER_ORIGIN"}, SAFE
 
-    def news(self, after, queue=None):
-        """What came over the wire after number `after`, and how everything is now.
+    def news(self, fields):
+        """What changed on the wire after change `after`, and how everything is now.
 
-        A page that has seen something, and the queue like that, waits here for more; one that
+        A page that has seen something, and all the rest like that, waits here for more; one that
         asks for the first time (-1) is told at once.
         """
-        wire, end = self.world.wire, time.monotonic() + PATIENCE
-        newest = max(after, 0, len(wire.exchanges) - NEWEST_EXCHANGES)
-        fresh = wire.since(newest)
-        while after >= 0 and not fresh and queue == self.queue() and time.monotonic() < end:
-            fresh = wire.since(newest, LOOK)
+        after, end = int(fields.get("after", -1)), time.monotonic() + PATIENCE
+        while after >= 0 and self.as_seen(fields) and time.monotonic() < end:
+            if self.world.wire.since(after, LOOK):
+                break
+        last, exchanges = self.lesson.read(self.world.wire, max(after, 0))
         with self.portal.lock:
             messages = list(self.portal.messages.items())[-NEWEST_MESSAGES:]
-        return {"exchanges": [{**one, "answer": brief(one["answer"])} for one in fresh],
-                "last": fresh[-1]["n"] if fresh else newest,
+        return {"exchanges": exchanges[-NEWEST_EXCHANGES:], "last": last,
                 "messages": [{"id": name, **{key: one[key] for key in ("to", "body", "status")}}
                              for name, one in messages],
                 "state": self.state()}
 
+    def as_seen(self, fields):
+        """Is everything but the wire as the page has it already?"""
+        queue = fields.get("queue", self.queue())
+        return queue == self.queue() and fields.get("stamp") in (None, self.stamp())
+
+    def code_of(self, fields):
+        return source(fields.get("name", ""))
+
     def queue(self):
         """How many messages lie in each folder of the app's queue, in words."""
-        if not self.tap.app:  # an application that is not ours
-            return ""
-        names = [path.parent.name for path in self.tap.app.queue()]
-        return ", ".join(f"{folder}\u00a0{names.count(folder)}" for folder in FOLDERS)
+        counts = self.disk.count() if self.disk else {}  # none: an application that is not ours
+        return ", ".join(f"{folder}\u00a0{count}" for folder, count in counts.items())
 
-    def state(self):
+    def stamp(self):
+        """A short text that is another one as soon as something of the state or the disk is."""
+        parts = [self.disk.stamp() if self.disk else "", self.known(),
+                 [(name, one["status"]) for name, one in list(self.portal.messages.items())]]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    def known(self):
+        """The part of the state that does not change by itself as time goes by."""
         sender = self.portal.senders.get(self.code, {})
         names = [text for field, text in sender.items() if field.split("[")[0] == "NAME"]
+        operator = self.tap.app.env["SMS_OPERATOR"] if self.tap.app else "smsru"
+        endings = [{"end": end, "means": means}
+                   for end, means in MEANS.get(operator, {}).items()]
         return {"address": self.portal.url, "installed": self.portal.installed,
                 "sender": names[0] if names else "", "version": self.portal.version,
-                "key": GOOD_KEY, "queue": self.queue(), "on": {
+                "key": GOOD_KEY, "operator": operator, "endings": endings, "phone": PHONE,
+                "life": self.life, "removed": self.removed, "on": {
                     "operator-down": self.smsru.down, "no-money": self.smsru.balance < 1,
                     "portal-503": self.portal.trouble is busy}}
+
+    def state(self):
+        stamp = self.stamp()  # first: what changes meanwhile is news again
+        return {**self.known(), "stamp": stamp, "queue": self.queue(),
+                "counts": self.disk.count() if self.disk else {},
+                "rests": self.disk.rests() if self.disk else None, "next": self.next()}
+
+    def over(self, fields):
+        """Start over: the app again with nothing on its disk, at the same address."""
+        with self.restarting:
+            app = self.tap.app
+            app.stop()
+            shutil.rmtree(app.data, ignore_errors=True)
+            self.forget()
+            app.start()
+        return {"note": "over", "state": self.state()}
+
+    def forget(self):
+        """What the portal, the operator and the wire know of the app so far."""
+        with self.portal.lock:
+            self.portal.kill_tokens()
+            self.portal.senders, self.portal.bindings, self.portal.messages = {}, [], {}
+            self.portal.installed, self.portal.version, self.portal.trouble = False, 1, None
+        with self.smsru.lock:
+            self.smsru.sent.clear()
+            self.smsru.down, self.smsru.balance = False, 1000.0
+        self.frames.clear()
+        self.life, self.removed = self.life + 1, False
+        self.world.wire.clear()
 
     def send(self, fields, **kind):
         """Somebody writes a message in the card; the portal calls the handler."""

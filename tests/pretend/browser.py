@@ -78,7 +78,8 @@ class Browser:
     def finish(self):
         """BX24.installFinish: a message to the portal's page, after which events begin."""
         self.portal.installed = True
-        self.world.wire.add("browser", "portal", "postMessage", "setInstallFinish")
+        self.world.wire.add("browser", "portal", "postMessage", "setInstallFinish",
+                            status=None, answer=True, script="install")
 
     def install(self, **fields):
         """Open, save, register, finish; stops after /save when that was refused."""

@@ -85,33 +85,62 @@ def brief(answer):
 
 
 class Wire:
-    """An append-only list of exchanges, safe to use from threads; `n` counts from 1."""
+    """What was said, safe to use from threads.
+
+    An exchange is there from the moment it begins, `pending` until it is answered; `n` counts from
+    1 in the order in which they began. `changes` holds each beginning and each answer in the order
+    in which they happened; `began` and `ended` are an exchange's places in it.
+    """
 
     def __init__(self):
-        self.exchanges = []
+        self.exchanges, self.changes = [], []
         self.secrets = set()  # values once seen under a secret name; masked wherever they return
         self.news = threading.Condition()
         self.local = threading.local()
 
-    def add(self, who, to, method, path, fields=(), status=200, answer="", began=None,
-            script=None):
-        """Write one exchange down, masked. `time` is when it began, `n` the order they ended."""
+    def begin(self, who, to, method, path, fields=(), script=None, base=""):
+        """Write a request down, masked, before anybody answers. `base` is where it goes to."""
         with self.news:
             fields = {name: self.mask(value, name) for name, value in dict(fields).items()}
             command = next((text for name, text in fields.items() if name.startswith("cmd[")), path)
-            exchange = {"n": len(self.exchanges) + 1, "time": began or time.time(), "who": who,
-                        "to": to, "method": method, "path": self.mask(path), "fields": fields,
-                        "status": status, "answer": self.summary(answer),
-                        "script": script or script_of(to, command)}
+            exchange = {"n": len(self.exchanges) + 1, "time": time.time(), "who": who, "to": to,
+                        "method": method, "path": self.mask(path), "base": base, "fields": fields,
+                        "status": None, "answer": None, "pending": True, "seconds": None,
+                        "script": script or script_of(to, command),
+                        "began": len(self.changes) + 1, "ended": None}
             self.exchanges.append(exchange)
+            self.changes.append(exchange)
             self.news.notify_all()
         return exchange
 
-    def since(self, n, wait=0):
-        """Return what came after number n; with `wait`, sit up to that many seconds for news."""
+    def end(self, exchange, status, answer=""):
+        """Put the answered exchange in the place of the waiting one; the list may be a new one."""
         with self.news:
-            self.news.wait_for(lambda: len(self.exchanges) > n, timeout=wait)
-            return self.exchanges[n:]
+            done = {**exchange, "status": status, "answer": self.summary(answer),
+                    "pending": False, "seconds": round(time.time() - exchange["time"], 3),
+                    "ended": len(self.changes) + 1}
+            place = exchange["n"] - 1
+            if self.exchanges[place:place + 1] and self.exchanges[place] is exchange:
+                self.exchanges[place] = done
+                self.changes.append(done)
+                self.news.notify_all()
+        return done
+
+    def add(self, who, to, method, path, fields=(), status=200, answer="", script=None):
+        """Write down what is answered already."""
+        return self.end(self.begin(who, to, method, path, fields, script), status, answer)
+
+    def since(self, change, wait=0):
+        """Return the changes after that one; with `wait`, sit up to that many seconds for them."""
+        with self.news:
+            self.news.wait_for(lambda: len(self.changes) > change, timeout=wait)
+            return self.changes[change:]
+
+    def clear(self):
+        """Forget everything that was said, but not what is secret."""
+        with self.news:
+            self.exchanges, self.changes = [], []
+            self.news.notify_all()
 
     def mask(self, value, name=""):
         """Keep the last four characters of a secret, found by its name or met before."""
@@ -152,19 +181,6 @@ class Wire:
         answer = self.mask(answer)
         return answer[:LONGEST_ANSWER] if isinstance(answer, str) else answer
 
-    def text(self, exchange):
-        """Print one exchange as a reader of the lesson would note it: who, what, the answer."""
-        one = exchange
-        lines = [f"{one['who']} → {one['to']}  {one['method']} {one['path']}  [{one['script']}]"]
-        for name, value in one["fields"].items():
-            value = str(value).replace("\n", "\\n")
-            lines.append(f"      {name} = {value}")
-        answer = brief(one["answer"])
-        if not isinstance(answer, str):
-            answer = json.dumps(answer, ensure_ascii=False)
-        lines.append(f"      ← {one['status'] or 'no answer'} {answer[:600]}")
-        return "\n".join(lines)
-
     def post(self, who, to, url, fields, headers=None, method="POST", timeout=60):
         """Make a call of the emulator's own and write it down; no answer raises as in requests.
 
@@ -173,17 +189,19 @@ class Wire:
         if not hasattr(self.local, "session"):
             self.local.session = requests.Session()
             self.local.session.trust_env = False
-        began, parts = time.time(), urlsplit(url)
+        parts = urlsplit(url)
         path = parts.path + ("?" + parts.query if parts.query else "")
+        base = f"{parts.scheme}://{parts.netloc}"
+        exchange = self.begin(who, to, method, path, fields, base=base)
         try:
             self.local.session.cookies.clear()
             answer = self.local.session.request(method, url, data=fields, headers=headers,
                                                 timeout=timeout, allow_redirects=False)
         except requests.RequestException as error:
-            self.add(who, to, method, path, fields, 0, type(error).__name__, began)
+            self.end(exchange, 0, type(error).__name__)
             raise
         answer.encoding = "utf-8"
-        self.add(who, to, method, path, fields, answer.status_code, answer.text, began)
+        self.end(exchange, answer.status_code, answer.text)
         return answer
 
 
@@ -235,19 +253,24 @@ class Request(http.server.BaseHTTPRequestHandler):
         return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
 
     def serve(self):
-        began, party, parts = time.time(), self.server.party, urlsplit(self.path)
+        party, parts = self.server.party, urlsplit(self.path)
         self.query = dict(parse_qsl(parts.query, keep_blank_values=True))
         self.form = self.read()
         fields = {**self.query, **self.form}
         if party.keep:
             party.requests.append((parts.path, fields))
-        trouble = party.trouble
-        answer = trouble and trouble(self.command, parts.path, fields)
-        status, body, headers = answer or party.answer(self.command, parts.path, fields, self)
         marked = self.headers.get("Origin") or self.headers.get("X-Stand-In") == "browser"
-        if party.noted(self.command, parts.path):
-            party.wire.add("browser" if marked else "app", party.name, self.command, self.path,
-                           self.form, status, body, began)
+        exchange = party.noted(self.command, parts.path) and party.wire.begin(
+            "browser" if marked else "app", party.name, self.command, self.path, self.form,
+            base=party.url)
+        status, body, headers = 0, "no answer", {}
+        try:
+            trouble = party.trouble
+            answer = trouble and trouble(self.command, parts.path, fields)
+            status, body, headers = answer or party.answer(self.command, parts.path, fields, self)
+        finally:
+            if exchange:
+                party.wire.end(exchange, status, body)
         self.reply(status, body, headers or {})
 
     do_GET = do_POST = do_OPTIONS = do_HEAD = do_PUT = do_DELETE = serve
