@@ -85,3 +85,19 @@ def box(world):
     world.start_box(STATUSES_EVERY=0.4, RETRY_AFTER=0.01)
     world.smsru.delay = 0.3
     return world.box
+
+
+@pytest.fixture
+def tab(chrome, box):
+    """A browser's tab beside a box whose app is not installed yet."""
+    from pretend.tab import Tab
+    return Tab(chrome, box.portal.url)
+
+
+@pytest.fixture
+def ready(tab, box):
+    """The same, the app installed already and its settings page open."""
+    from pretend import install
+    assert install(box.world).status_code == 200
+    tab.open().page("index")
+    return tab

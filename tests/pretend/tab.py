@@ -1,9 +1,12 @@
 """A tab of a real browser with the box's page: what a reader of the tutorial sees and clicks."""
+import re
+
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-WIDE, PHONE = (1280, 800), (390, 844)
+WIDE, FLAT, PHONE = (1280, 800), (1440, 600), (390, 844)
+LAYOUTS = [(lang, size) for size in (WIDE, FLAT, PHONE) for lang in ("ru", "en")]
 
 APP_PAGE = """
 const form = document.getElementById('sms-settings');
@@ -19,15 +22,23 @@ return {
   warnings: [...document.querySelectorAll('.warning')].map((one) => one.textContent.trim()),
   text: document.body.innerText};"""
 
+FRAME = """
+const frame = document.getElementById('app-frame');
+let top = frame.getBoundingClientRect().top;
+for (let one = frame.parentElement; one; one = one.parentElement) top += one.scrollTop;
+return top;"""
+BOTTOM = "return document.querySelector(arguments[0]).getBoundingClientRect().bottom"
+
 MESSAGES = """
 return [...document.querySelectorAll('#messages [data-id]')].map((row) => ({
-  id: row.dataset.id, text: row.innerText,
+  id: row.dataset.id, text: row.textContent,
   status: (row.matches('[data-status]') ? row : row.querySelector('[data-status]'))
     .dataset.status}));"""
 
 WIRE = """
 return [...document.querySelectorAll('#wire .exchange')].map((row) => ({
-  script: row.dataset.script, who: row.dataset.who, to: row.dataset.to, text: row.innerText}));"""
+  script: row.dataset.script, who: row.dataset.who, to: row.dataset.to, outcome: row.dataset.outcome,
+  text: row.textContent, shown: row.checkVisibility()}));"""
 
 
 class Tab:
@@ -57,8 +68,15 @@ class Tab:
         return self.driver.find_element(By.CSS_SELECTOR, css)
 
     def click(self, css):
+        """Press it where it may be seen: not below the window's edge or the bar on top."""
         self.wait(lambda: self.find(css).is_enabled())
+        self.run("arguments[0].scrollIntoView({ block: 'center' })", self.find(css))
         self.find(css).click()
+
+    def show(self, view):
+        """Choose the contact's card or the application in the portal's menu."""
+        if self.find("#view-" + view).get_attribute("aria-current") != "page":
+            self.click("#view-" + view)
 
     def type(self, css, text):
         """Put the text into an empty or filled-in field, key by key."""
@@ -89,6 +107,7 @@ class Tab:
     def open_app(self):
         """Have the portal open the application in a new frame."""
         before = [frame.get_attribute("name") for frame in self.frames()]
+        self.show("application")
         self.click("#open-app")
         self.wait(lambda: [frame for frame in self.frames()
                            if frame.get_attribute("name") not in before])
@@ -113,12 +132,25 @@ class Tab:
         def fill():
             self.type(".operator", key)
             self.find("#sms-settings button").click()
+        self.show("application")
         self.in_frame(fill)
+
+    def save_at(self):
+        """Where the form's button ends, in a page that is not scrolled."""
+        inside = self.in_frame(lambda: self.run(BOTTOM, "#sms-settings button"))
+        return inside + self.run(FRAME)
+
+    def warned(self, to, text):
+        """The settings page tells of the last pass; a fresh message gives it something to try."""
+        self.send(to, text)
+        self.open_app()
+        return any(re.search(r"\w{4}", warning) for warning in self.page("index")["warnings"])
 
     # The messages and the wire
 
     def send(self, to, text):
         """Write a message in the contact's card."""
+        self.show("card")
         self.type("#phone", to)
         self.type("#text", text)
         self.click("#send")

@@ -88,6 +88,11 @@ function show(newState) {
   showNext(state.next, Frame.isOpen());
 }
 
+function writtenInCard() {
+  view('card');
+  return written();
+}
+
 // After a switch; a renamed portal takes this page along, an uninstalled app leaves its frame.
 function switched(name, newState) {
   show(newState);
@@ -151,7 +156,7 @@ async function start() {
   openWire(textOf);
   openDisk();
   openCard(brought);
-  makeSwitches(written, switched);
+  makeSwitches(writtenInCard, switched);
   translateAll();
   if (brought.has('moved')) tell('note-renamed', { address: location.origin });
   VIEWS.forEach((name) => find('view-' + name).addEventListener('click', () => view(name)));

@@ -62,7 +62,7 @@ export function translateCard() {
 }
 
 // ---- the timeline ---------------------------------------------------------------------------
-export const textOf = (id) => (rows.has(id) ? rows.get(id).dataset.text : '');
+export const textOf = (id) => (rows.has(id) ? rows.get(id).dataset.body : '');
 
 export function showMessages(messages) {
   const before = rows.size;
@@ -88,7 +88,7 @@ export function showMessages(messages) {
 // Newest first, as in a CRM card.
 function newRow(one) {
   const row = make('li');
-  Object.assign(row.dataset, { id: one.id, about: one.id, text: one.body });
+  Object.assign(row.dataset, { id: one.id, about: one.id, body: one.body });
   const began = startOf(one.id);
   const trace = make('button', 'small trace');
   trace.type = 'button';

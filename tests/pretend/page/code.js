@@ -6,20 +6,28 @@ const known = new Map(); // name → what the server answered; the file does not
 async function fetchCode(name) {
   if (!known.has(name)) {
     const answer = await fetch('/box/code?' + new URLSearchParams({ name }));
+    if (!answer.ok) return null;
     known.set(name, await answer.json());
   }
   return known.get(name);
 }
 
+// A method stands in its class; here it is shown by itself.
+function withoutIndent(text) {
+  const [indent] = /^ */.exec(text);
+  return text.replace(new RegExp('^' + indent, 'gm'), '');
+}
+
 // Its head, its source, and a link that opens the next one below it.
 export async function codeOf(name) {
-  const code = await fetchCode(name);
+  const code = await fetchCode(name).catch(() => null);
+  if (!code) return make('p', 'hint', say('no-code')); // or the launcher has ended
   const box = make('div', 'function');
   const where = say('lines', { first: code.first, last: code.last });
   box.dataset.name = code.name;
-  box.append(make('h4', '', say('code') + ': '), make('pre', 'source', code.text));
+  box.append(make('h4', '', say('code') + ': '), make('pre', 'source', withoutIndent(code.text)));
   box.firstChild.append(make('code', '', code.name + '()'), ' ' + where,
-    code.script ? ' · ' + say('stands-for', { script: code.script }) : '');
+    code.script ? ' · ' + say('stands-for', { script: say(code.script) }) : '');
   box.querySelector('pre').tabIndex = 0;
   if (code.next) box.append(nextButton(code.next, box));
   return box;

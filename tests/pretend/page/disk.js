@@ -41,7 +41,9 @@ function fileButton(name) {
 }
 
 export async function showDisk() {
-  disk = await (await fetch('/box/disk')).json();
+  const answer = await fetch('/box/disk');
+  if (!answer.ok) return; // an application that is not ours
+  disk = await answer.json();
   disk.folders.forEach(fill);
   const there = new Set(disk.folders.flatMap(({ files: inside }) =>
     inside.slice(0, MOST).map((one) => one.id)));

@@ -124,8 +124,10 @@ export class Row {
     this.item.scrollIntoView({ block: this.item.offsetHeight > room ? 'start' : 'nearest' });
   }
 
+  // The code comes a moment later, into its place.
   async unfold() {
     const { one } = this;
+    const code = make('div', 'place');
     const box = make('div', 'detail');
     const copy = make('button', 'small curl', say('curl'));
     copy.type = 'button';
@@ -139,14 +141,14 @@ export class Row {
     const { answer } = one;
     const shown = typeof answer === 'string' ? answer : JSON.stringify(answer, null, 1);
     box.append(make('p', 'why', inBoth(one.why)));
-    if (one.function) box.append(await codeOf(one.function));
-    box.append(request, make('h4', '', fields.length ? say('fields') : say('no-fields')), table);
+    box.append(code, request, make('h4', '', fields.length ? say('fields') : say('no-fields')), table);
     if (!one.pending) {
       box.append(make('h4', '', say('answer') + ' ' + this.status()), make('pre', '', shown));
     }
     if (this.detail) this.detail.remove();
     this.detail = box;
     this.item.append(box);
+    if (one.function) code.replaceChildren(await codeOf(one.function));
   }
 
   async copyCurl() {

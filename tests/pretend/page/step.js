@@ -4,7 +4,7 @@ import { choice, find, knows, say } from './texts.js';
 let note = null; // [key, values] of what just happened; null: nothing since the page was opened
 let next = null; // what the server says: for an administrator, for an employee
 let framed = false; // is the application's form in the frame?
-let until = 0; // milliseconds: when the next try comes
+let until = 0; // milliseconds since 1970: when the next try comes
 
 export function tell(key, values = {}) {
   note = [key, values];
@@ -37,7 +37,7 @@ export function show() {
   if ('user' in values) words.user = say(values.user);
   write('note', say(key, words));
   write('next-step', say('next-' + now.step));
-  until = now.seconds > 0 ? Date.now() + now.seconds * 1000 : 0;
+  until = (now.until || 0) * 1000;
   count();
 }
 

@@ -83,7 +83,7 @@ function headOf(group, seen) {
   return { words, explained: explained ? say('pass-why') : '' };
 }
 
-const shorten = (text) => (text.length > 32 ? text.slice(0, 31) + '…' : text);
+const shorten = (text) => (text.length > 44 ? text.slice(0, 43) + '…' : text);
 
 function showFilters() {
   const scripts = [...new Set(rows.map((row) => row.one.script).filter(Boolean))].sort();
