@@ -19,12 +19,17 @@ def goodbye(signum, frame):
     raise KeyboardInterrupt
 
 
+def in_colour():
+    """Colours are for a terminal, and for people who want them (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
 def play_once(world):
     """Start the app and play the story; the exit code."""
     app = world.start_app(STATUSES_EVERY=1, RETRY_AFTER=1)
     print(f"Portal {world.portal.url}  OAuth {world.oauth.url}  SMS.ru {world.smsru.url}\n"
           f"App {app.url}\nIts data, gone at the end: {app.data}")
-    came_true = Story(world, colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR")).play()
+    came_true = Story(world, in_colour()).play()
     if came_true:
         print("Next, click it yourself: .venv/bin/python tests/portal.py --open")
     return 0 if came_true else 1
@@ -33,7 +38,7 @@ def play_once(world):
 def stay_up(world, chosen):
     """Start the app, not installed yet; the rest is clicked, until Ctrl-C or SIGTERM."""
     world.start_box(**{"SMS_OPERATOR": chosen.operator, **dict(chosen.env)})
-    print(f"Open {world.portal.url}/ in a browser: a pretend Bitrix24 with the app in it.\n"
+    print(f"Open {world.portal.url}/ in a browser (--open does): a pretend Bitrix24, the app in it.\n"
           f"Ctrl-C ends everything, and its data in {world.app.data} go.")
     if chosen.open:
         webbrowser.open(world.portal.url + "/")

@@ -12,5 +12,5 @@ from .wire import Party, Wire, until
 from .world import ROOT, App, World, free_port
 
 __all__ = ["ADMINISTRATOR", "EMPLOYEE", "GOOD_KEY", "PHONE", "ROOT", "TEXT", "App", "Box",
-           "Browser", "OAuth", "Party", "Portal", "SmsRu", "Story", "Wire", "World", "free_port", "install",
-           "until"]
+           "Browser", "OAuth", "Party", "Portal", "SmsRu", "Story", "Wire", "World", "free_port",
+           "install", "until"]

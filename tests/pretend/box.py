@@ -51,7 +51,7 @@ SAFE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 POLICY = "default-src 'self'; img-src data:; frame-src *; form-action *; frame-ancestors 'none'"
 HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server"}
 NEWEST_EXCHANGES, NEWEST_MESSAGES = 400, 300  # as many as the page shows
-PATIENCE, LOOK = 5, 0.25  # seconds that a question for news waits; between looks at the queue
+PATIENCE, LOOK = 5, 0.1  # seconds that a question for news waits; between looks at the disk
 BURST = 100
 ENV = {"STATUSES_EVERY": 1, "RETRY_AFTER": 2, "SMS_API_KEY": GOOD_KEY,  # the app's, quick to watch
        "SENDER_CODE": "box"}  # whatever a fork calls its own
@@ -245,7 +245,7 @@ class Box(Switches, Frames, Next):
         self.lesson, self.life, self.removed = Lesson(world.portal), 1, False
         self.disk, self.restarting = None, threading.Lock()
         self.tap = Tap(world.wire)
-        self.smsru.delay = 1.5  # seconds, so that "sent" can be seen
+        self.smsru.slow, self.smsru.delay = 0.4, 1.5  # seconds, to see a file in sending/, in sent/
         for table in ("delivery", "codes"):
             rules = {end: code for end, (name, code) in ENDINGS.items() if name == table}
             setattr(self.smsru, table, Endings(rules))
