@@ -1,12 +1,15 @@
 """A tab of a real browser with the box's page: what a reader of the tutorial sees and clicks."""
+import json
 import re
+from pathlib import Path
 
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 WIDE, FLAT, PHONE = (1280, 800), (1440, 600), (390, 844)
-LAYOUTS = [(lang, size) for size in (WIDE, FLAT, PHONE) for lang in ("ru", "en")]
+TEXTS = json.loads((Path(__file__).parent / "page" / "texts.json").read_text("utf-8"))
+LAYOUTS = [(lang, size) for lang in ("ru", "en") for size in (WIDE, FLAT, PHONE)]
 
 APP_PAGE = """
 const form = document.getElementById('sms-settings');
@@ -21,6 +24,13 @@ return {
   focused: document.activeElement.id,
   warnings: [...document.querySelectorAll('.warning')].map((one) => one.textContent.trim()),
   text: document.body.innerText};"""
+
+IN_SIGHT = """
+const [one] = arguments;
+const { left, top, right, bottom } = one.getBoundingClientRect();
+const inside = left >= 0 && top >= 0 && right <= innerWidth && bottom <= innerHeight;
+const points = [[left + 2, top + 2], [right - 2, bottom - 2]];
+return inside && points.every(([x, y]) => one.contains(document.elementFromPoint(x, y)));"""
 
 FRAME = """
 const frame = document.getElementById('app-frame');
@@ -38,7 +48,8 @@ return [...document.querySelectorAll('#messages [data-id]')].map((row) => ({
 WIRE = """
 return [...document.querySelectorAll('#wire .exchange')].map((row) => ({
   script: row.dataset.script, who: row.dataset.who, to: row.dataset.to, outcome: row.dataset.outcome,
-  text: row.textContent, shown: row.checkVisibility()}));"""
+  text: row.textContent, n: Number(row.dataset.n),
+  shown: row.querySelector('.line').checkVisibility()}));"""
 
 
 class Tab:
@@ -52,7 +63,7 @@ class Tab:
         self.resize(size)
         self.driver.get(self.address)
         self.wait_for_box()
-        self.click("#lang-" + lang)
+        self.lay_out(lang, size)
         self.open_app()
         return self
 
@@ -72,6 +83,20 @@ class Tab:
         self.wait(lambda: self.find(css).is_enabled())
         self.run("arguments[0].scrollIntoView({ block: 'center' })", self.find(css))
         self.find(css).click()
+
+    def lay_out(self, lang, size):
+        """Change the language and the size of a page that is open."""
+        self.lang, self.size = lang, size
+        self.resize(size)
+        self.click("#lang-" + lang)
+
+    def say(self, text, **values):
+        """The page's text with this name, in the language that was chosen last."""
+        return TEXTS[self.lang][text].format(**values)
+
+    def in_sight(self, css):
+        """Is all of it inside the window, and nothing on top of it?"""
+        return self.run(IN_SIGHT, self.find(css) if isinstance(css, str) else css)
 
     def show(self, view):
         """Choose the contact's card or the application in the portal's menu."""
