@@ -38,7 +38,7 @@ def play_once(world):
 def stay_up(world, chosen):
     """Start the app, not installed yet; the rest is clicked, until Ctrl-C or SIGTERM."""
     world.start_box(**{"SMS_OPERATOR": chosen.operator, **dict(chosen.env)})
-    print(f"Open {world.portal.url}/ in a browser (--open does): a pretend Bitrix24, the app in it.\n"
+    print(f"Open {world.portal.url}/ in a browser (or use --open): a pretend Bitrix24, the app in it.\n"
           f"Ctrl-C ends everything, and its data in {world.app.data} go.")
     if chosen.open:
         webbrowser.open(world.portal.url + "/")

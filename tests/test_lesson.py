@@ -11,7 +11,7 @@ import time
 
 import pytest
 import requests
-from pretend import EMPLOYEE, GOOD_KEY, Browser, World, install, until
+from pretend import EMPLOYEE, GOOD_KEY, Browser, Wire, World, install, until
 from pretend.box import ENV, MEANS, PHONE, SWITCHES
 from pretend.lesson import ANSWERED, APP, WAY, WHY, curl, source
 from steps import code_of, path_of
@@ -229,6 +229,28 @@ def test_a_request_is_there_while_it_waits_and_is_answered_under_the_same_number
     assert (again["outcome"], again["messages"]) == ("good", [message_id])
 
 
+def test_the_wire_notes_a_request_when_it_begins_and_its_answer_in_the_same_place():
+    wire = Wire()
+    first = wire.begin("portal", "app", "POST", "/handler")
+    second = wire.begin("app", "operator", "POST", "/sms/send")
+    assert [(one["n"], one["pending"]) for one in wire.exchanges] == [(1, True), (2, True)]
+    wire.end(second, 200)
+    wire.end(first, 0, "ConnectionError")
+    assert [(one["n"], one["status"]) for one in wire.exchanges] == [(1, 0), (2, 200)]
+    assert [(one["n"], one["pending"]) for one in wire.since(0)] == [
+        (1, True), (2, True), (2, False), (1, False)]
+    assert wire.since(3) == wire.exchanges[:1]
+
+
+def test_an_answer_that_comes_after_the_wire_was_emptied_is_nobodys():
+    wire = Wire()
+    old = wire.begin("portal", "app", "POST", "/handler")
+    wire.clear()
+    wire.begin("portal", "app", "POST", "/handler")
+    wire.end(old, 200)
+    assert [(one["n"], one["pending"]) for one in wire.exchanges] == [(1, True)]
+
+
 # The disk -----------------------------------------------------------------------------------------
 
 def on_disk(world):
@@ -259,12 +281,16 @@ def test_the_disk_shows_each_message_in_its_folder_and_when_it_is_due(box):
 
 def test_the_settings_are_shown_by_their_names_without_a_secret(box):
     install(box.world)
+    file = box.world.app.data / "settings.json"
+    saved = json.loads(file.read_text("utf-8"))
+    saved["operators"]["acme"] = {"pin": "a fork's field"}
+    file.write_text(json.dumps(saved), "utf-8")
     answer = ask(box.world, "disk")
-    saved = json.loads((box.world.app.data / "settings.json").read_text("utf-8"))
     assert answer["settings"].keys() == saved.keys()
     hidden = [name for name in saved if re.search("token|key|secret", name)]
     assert hidden and all(answer["settings"][name] == "…" for name in hidden)
-    assert set(answer["settings"]["operators"]["smsru"].values()) == {"…"}
+    operators = answer["settings"]["operators"].values()
+    assert [set(fields.values()) for fields in operators] == [{"…"}, {"…"}]
     told = json.dumps(answer)
     assert not [name for name in hidden if saved[name] in told]
     assert GOOD_KEY not in told
@@ -319,6 +345,9 @@ def test_the_next_step_is_right_at_each_point_of_the_way(world):
     assert step(world, "employee") == {"step": "employee"}
     install(world)
     assert step(world)["step"] == "delivered"
+    world.app.stop()
+    press(world, "send", to=PHONE, text="not taken", user="1")
+    assert step(world) == {"step": "send"}
 
 
 def test_starting_over_leaves_nothing_of_before(box):

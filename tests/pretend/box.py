@@ -15,7 +15,7 @@ GET  /box/news?after=LAST&stamp=STAMP   waits until something has changed, 5 s a
      state.next  what to do next, for {"administrator": ..., "employee": ...}: step, one of
                  open | uninstalled   not installed; with the form in the frame it is `framed`: save
                  employee             not installed, and only an administrator may
-                 send                 installed, nothing sent yet
+                 send                 installed; nothing sent yet, or the app did not take it
                  watch                `what`: operator | status; `until`, `seconds`: the next try
                  delivered            `status` of the newest message; try trouble, try the code
 GET  /box/code?name=send    lesson.source(name): first, last, doc, text, script, next; or 404
@@ -226,10 +226,9 @@ class Next:
 
     def next_message(self):
         due = self.disk.due() if self.disk else {}
-        messages = list(self.portal.messages.values())
+        told = [one["history"][1:] for one in list(self.portal.messages.values())[-1:]]
         if not due:
-            last = messages[-1]["status"] if messages else ""
-            return {"step": "delivered", "status": last} if last else {"step": "send"}
+            return {"step": "delivered", "status": told[0][-1]} if any(told) else {"step": "send"}
         with_us = {name: when for name, when in due.items() if name in ("new", "sending")}
         what, until = ("operator" if with_us else "status"), min((with_us or due).values())
         return {"step": "watch", "what": what, "until": until,
