@@ -1,6 +1,7 @@
 """Fixtures: the world around the app, the app itself as a process, the app installed."""
 import os
 import sys
+import threading
 
 import pytest
 
@@ -101,3 +102,14 @@ def ready(tab, box):
     assert install(box.world).status_code == 200
     tab.open().page("index")
     return tab
+
+
+@pytest.fixture
+def hold():
+    """hold(party, path): that request waits for the end of the test, or for hold.end."""
+    def answer(party, place):
+        party.trouble = lambda method, path, fields: (
+            hold.end.wait(20) and None if path == place else None)
+    hold, answer.end = answer, threading.Event()
+    yield hold
+    hold.end.set()

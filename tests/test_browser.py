@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -123,17 +122,6 @@ def test_a_provider_that_is_registered_already_is_registered_anew(tab, box):
     tab.save(GOOD_KEY)
     tab.page("index")
     assert portal.senders[code]["HANDLER"].startswith(portal.app_url + "handler?key=")
-
-
-@pytest.fixture
-def hold():
-    """hold(party, path): that request waits for the end of the test, or for hold.end."""
-    def answer(party, place):
-        party.trouble = lambda method, path, fields: (
-            hold.end.wait(20) and None if path == place else None)
-    hold, answer.end = answer, threading.Event()
-    yield hold
-    hold.end.set()
 
 
 def test_the_key_cannot_be_changed_while_it_is_being_saved(tab, box, hold):

@@ -81,7 +81,7 @@ function show(newState) {
   state = newState;
   find('open-app').textContent = say(state.installed ? 'open' : 'install');
   find('key').textContent = state.key || '';
-  find('key-hint').hidden = !state.key;
+  find('key-hint').hidden = state.operator !== 'smsru'; // any key will do for another one
   find('app-name').textContent = state.sender || say('application');
   showCard(state);
   showSwitches(state);
