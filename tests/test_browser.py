@@ -3,6 +3,7 @@
 A fresh box for each test, one browser for all; `chrome` fails a test that causes a script error.
 """
 import itertools
+import os
 import re
 import signal
 import subprocess
@@ -40,16 +41,21 @@ def command():
         assert process.returncode == 0, rest
 
 
-def test_one_command_then_only_clicks_deliver_a_message_within_15_seconds(chrome, command):
-    tab, began = Tab(chrome, command), time.monotonic()
-    tab.open().page("install")
+def test_one_command_then_three_clicks_deliver_a_message_within_5_seconds(chrome, command):
+    tab = Tab(chrome, command)
+    tab.driver.get(command)
+    tab.wait_for_box()
+    busy, began = os.getloadavg()[0] > os.cpu_count(), time.monotonic()
     tab.run("window.marked = true")
-    tab.save(tab.text("#key"))
+    tab.find("#open-app").click()
+    tab.page("install")
+    tab.in_frame(lambda: tab.find("#sms-settings button").click())  # its key may stay empty
     tab.page("index")  # opened by the portal itself, since the installation is finished
-    tab.click("#send")  # to the number and with the text that are there already
+    tab.wait(lambda: tab.find("#send").is_displayed())
+    tab.find("#send").click()  # to the number and with the text that are there already
     tab.wait(lambda: tab.statuses() == ["sent"])
     tab.wait(lambda: tab.statuses() == ["delivered"])
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < (20 if busy else 5)  # seconds; others may use this machine
     assert tab.run("return window.marked"), "the page was loaded again"
     assert {line["script"] for line in tab.wire()} >= {"install", "index", "handler", "statuses"}
 
@@ -268,7 +274,7 @@ def misfits(tab, page):
     Each step changes the language, at which the portal opens the application anew.
     """
     found = []
-    for lang, size in LAYOUTS:
+    for lang, size in sorted(LAYOUTS, key=lambda layout: layout[1]):
         tab.resize(size)
         tab.click("#lang-" + lang)
         tab.page(page, lang=lang)
@@ -280,7 +286,7 @@ def misfits(tab, page):
 
 
 def test_nothing_is_wider_than_the_window_or_cut_in_the_frame(tab):
-    tab.open().page("install")
+    tab.open("en").page("install")
     assert misfits(tab, "install") == []
     tab.save(GOOD_KEY)
     tab.page("index")

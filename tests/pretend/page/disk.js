@@ -41,7 +41,7 @@ function fileButton(name) {
 }
 
 export async function showDisk() {
-  const answer = await fetch('/box/disk');
+  const answer = await fetch('/box/disk', { redirect: 'manual' });
   if (!answer.ok) return; // an application that is not ours
   disk = await answer.json();
   disk.folders.forEach(fill);
