@@ -27,15 +27,18 @@ def layouts(tab):
 # The next step ---------------------------------------------------------------------------------
 
 def test_the_line_at_the_top_says_the_next_step_and_stays_in_sight(tab, box, layouts):
+    def text(step):
+        return tab.say("next-" + step, name=tab.say("operator-down"))
+
     def says(step):
         for layout in layouts():
-            tab.wait(lambda: tab.text("#next-step") == tab.say("next-" + step),
+            tab.wait(lambda: tab.text("#next-step") == text(step),
                      message=f"{step} {layout}: {tab.text('#next-step')}")
             tab.run("const end = document.querySelector('#wire-part'); end.scrollIntoView(false)")
             assert tab.in_sight("#next") and tab.text("#note"), (step, layout)
 
     def says_so_again(step):
-        tab.wait(lambda: tab.text("#next-step") == tab.say("next-" + step), message=step)
+        tab.wait(lambda: tab.text("#next-step") == text(step), message=step)
         tab.driver.refresh()
         tab.wait_for_box()
         says(step)
@@ -56,8 +59,10 @@ def test_the_line_at_the_top_says_the_next_step_and_stays_in_sight(tab, box, lay
     says_so_again("send")
     box.smsru.down = True
     tab.send(NUMBER, TEXT)
+    says_so_again("trouble")
+    box.smsru.down, box.smsru.delay = False, 3600
     says_so_again("watch")
-    box.smsru.down = False
+    box.smsru.delay = 0
     tab.message(TEXT, "delivered")
     says_so_again("delivered")
     tab.click("#switch-uninstall")

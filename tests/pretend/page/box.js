@@ -85,7 +85,7 @@ function show(newState) {
   find('app-name').textContent = state.sender || say('application');
   showCard(state);
   showSwitches(state);
-  showNext(state.next, Frame.isOpen());
+  showNext(state, Frame.isOpen());
 }
 
 function writtenInCard() {

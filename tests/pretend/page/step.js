@@ -4,6 +4,7 @@ import { choice, find, knows, say } from './texts.js';
 let note = null; // [key, values] of what just happened; null: nothing since the page was opened
 let next = null; // what the server says: for an administrator, for an employee
 let framed = false; // is the application's form in the frame?
+let trouble = ''; // the switch that is on
 let until = 0; // milliseconds since 1970: when the next try comes
 
 export function tell(key, values = {}) {
@@ -11,16 +12,19 @@ export function tell(key, values = {}) {
   show();
 }
 
-export function showNext(found, inFrame) {
-  next = found;
+export function showNext(state, inFrame) {
+  next = state.next;
+  trouble = Object.keys(state.on).find((name) => state.on[name]) || '';
   framed = inFrame;
   show();
 }
 
-// The step for who looks at it: with the form in the frame already, the one after "open".
+// The step for who looks at it: with the form in the frame already, the one after "open"; while
+// trouble is on that was switched on here, what waits for its end.
 function step() {
   const mine = next[choice.user === '2' ? 'employee' : 'administrator'];
-  return framed && mine.framed ? { step: mine.framed } : mine;
+  if (framed && mine.framed) return { step: mine.framed };
+  return trouble && mine.step === 'watch' ? { ...mine, step: 'trouble' } : mine;
 }
 
 const answered = (status) => {
@@ -36,7 +40,7 @@ export function show() {
   if ('status' in values) words.status = answered(values.status);
   if ('user' in values) words.user = say(values.user);
   write('note', say(key, words));
-  write('next-step', say('next-' + now.step));
+  write('next-step', say('next-' + now.step, { name: trouble && say(trouble) }));
   until = (now.until || 0) * 1000;
   count();
 }
