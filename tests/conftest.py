@@ -84,7 +84,7 @@ def chrome(chromium):
 def box(world):
     """Bitrix24 in a box, its app not installed, everything quicker than a person would want it."""
     world.start_box(STATUSES_EVERY=0.4, RETRY_AFTER=0.01)
-    world.smsru.slow, world.smsru.delay = 0, 0.3
+    world.smsru.delay = 0.3
     return world.box
 
 

@@ -38,7 +38,9 @@ def play_once(world):
 def stay_up(world, chosen):
     """Start the app, not installed yet; the rest is clicked, until Ctrl-C or SIGTERM."""
     world.start_box(**{"SMS_OPERATOR": chosen.operator, **dict(chosen.env)})
-    print(f"Open {world.portal.url}/ in a browser (or use --open): a pretend Bitrix24, the app in it.\n"
+    world.smsru.slow = 0.4  # seconds, so that a file can be seen in queue/sending
+    print(f"Open {world.portal.url}/ in a browser (or use --open): "
+          "a pretend Bitrix24, the app in it.\n"
           f"Ctrl-C ends everything, and its data in {world.app.data} go.")
     if chosen.open:
         webbrowser.open(world.portal.url + "/")

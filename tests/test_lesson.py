@@ -24,7 +24,8 @@ PLAYED = {  # switch → what it must have led to on the wire: (kind, ending)
     "portal-503": ("batch", "QUERY_LIMIT_EXCEEDED"), "token-expired": ("oauth/token", "ok"),
     "renamed": ("app.info, renamed", "ok"), "robot": ("/handler", "robot"),
     "twice": ("/handler", "again"), "forged": ("stranger ONAPPUNINSTALL", "WRONG_EVENT"),
-    "burst": ("batch", "ok"), "update": ("ONAPPUPDATE", "ok"), "uninstall": ("ONAPPUNINSTALL", "ok")}
+    "burst": ("batch", "ok"), "update": ("ONAPPUPDATE", "ok"),
+    "uninstall": ("ONAPPUNINSTALL", "ok")}
 
 
 def ask(world, what, **fields):
@@ -77,7 +78,7 @@ def played():
     """A box in which everything has happened once; its rows are looked at below."""
     with World() as world:
         world.start_box(STATUSES_EVERY=0.4, RETRY_AFTER=0.2)
-        world.smsru.slow, world.smsru.delay = 0, 0.6
+        world.smsru.delay = 0.6
         open_frame(world, EMPLOYEE)
         Browser(world, EMPLOYEE).install(api_key=GOOD_KEY)
         Browser(world).install(api_key="wrong")
@@ -237,9 +238,9 @@ def test_the_wire_notes_a_request_when_it_begins_and_its_answer_in_the_same_plac
     wire.end(second, 200)
     wire.end(first, 0, "ConnectionError")
     assert [(one["n"], one["status"]) for one in wire.exchanges] == [(1, 0), (2, 200)]
-    assert [(one["n"], one["pending"]) for one in wire.since(0)] == [
+    assert [(one["n"], one["pending"]) for one in wire.changed(0)] == [
         (1, True), (2, True), (2, False), (1, False)]
-    assert wire.since(3) == wire.exchanges[:1]
+    assert wire.changed(3) == wire.exchanges[:1] == wire.since(0)[:1]
 
 
 def test_an_answer_that_comes_after_the_wire_was_emptied_is_nobodys():
@@ -375,7 +376,7 @@ def test_starting_over_leaves_nothing_of_before(box):
 @pytest.mark.parametrize("operator", list(MEANS))
 def test_the_numbers_that_the_page_names_do_what_it_says(world, operator):
     world.start_box(SMS_OPERATOR=operator, STATUSES_EVERY=0.2, RETRY_AFTER=0.2)
-    world.smsru.slow, world.smsru.delay = 0, 0.2
+    world.smsru.delay = 0.2
     install(world)
     state = ask(world, "news", after=-1)["state"]
     assert (state["operator"], bool(state["endings"])) == (operator, True)

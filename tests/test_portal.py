@@ -462,7 +462,7 @@ def test_secrets_are_masked(name, value, kept):
     one = wire.add("app", "portal", "POST", "/rest/x?auth=0123456789abcd", {name: value},
                    answer=json.dumps({"result": {"refresh_token": "9876543210wxyz"}}))
     assert kept in one["fields"][name]
-    printed = repr(wire.since(0)) + repr(wire.exchanges)
+    printed = repr(wire.changed(0)) + repr(wire.since(0))
     assert not [secret for secret in ("012345", "planted", "98765", "short") if secret in printed]
 
 
@@ -472,7 +472,7 @@ def test_the_wire_tells_who_spoke_to_whom_and_why(world, catcher):
     rest(world, ADD)
     sms(world, "/sms/status")
     renew(world)
-    assert [(one["n"], one["who"], one["to"], one["script"]) for one in world.wire.exchanges] == [
+    assert [(one["n"], one["who"], one["to"], one["script"]) for one in world.wire.since(0)] == [
         (1, "browser", "app", "install"), (2, "portal", "app", "handler"),
         (3, "app", "portal", "install"), (4, "app", "operator", "statuses"),
         (5, "app", "oauth", "crest")]

@@ -244,7 +244,7 @@ class Box(Switches, Frames, Next):
         self.lesson, self.life, self.removed = Lesson(world.portal), 1, False
         self.disk, self.restarting = None, threading.Lock()
         self.tap = Tap(world.wire)
-        self.smsru.slow, self.smsru.delay = 0.4, 1.5  # seconds, to see a file in sending/, in sent/
+        self.smsru.delay = 1.5  # seconds, so that "sent" can be seen
         for table in ("delivery", "codes"):
             rules = {end: code for end, (name, code) in ENDINGS.items() if name == table}
             setattr(self.smsru, table, Endings(rules))
@@ -293,7 +293,7 @@ class Box(Switches, Frames, Next):
         """
         after, end = int(fields.get("after", -1)), time.monotonic() + PATIENCE
         while after >= 0 and self.as_seen(fields) and time.monotonic() < end:
-            if self.world.wire.since(after, LOOK):
+            if self.world.wire.changed(after, LOOK):
                 break
         last, exchanges = self.lesson.read(self.world.wire, max(after, 0))
         with self.portal.lock:

@@ -42,7 +42,7 @@ class Paper:
 
     def show(self):
         """Print what went over the wire since the last time, in the order in which it happened."""
-        changes = self.wire.since(self.seen)
+        changes = self.wire.changed(self.seen)
         self.seen += len(changes)
         self.lesson.read(self.wire)
         for change in changes:

@@ -130,7 +130,12 @@ class Wire:
         """Write down what is answered already."""
         return self.end(self.begin(who, to, method, path, fields, script), status, answer)
 
-    def since(self, change, wait=0):
+    def since(self, n):
+        """Return the exchanges after number n, as they are now."""
+        with self.news:
+            return self.exchanges[n:]
+
+    def changed(self, change, wait=0):
         """Return the changes after that one; with `wait`, sit up to that many seconds for them."""
         with self.news:
             self.news.wait_for(lambda: len(self.changes) > change, timeout=wait)
