@@ -49,7 +49,8 @@ def seen(story, request):
         story.world.portal.url + "/box/news", params={"after": -1}, timeout=10).json()["exchanges"]}
     story.wait(lambda: len(story.wire()) == len(story.rows))
     yield story
-    story.run("""document.querySelectorAll('#wire [aria-expanded=true]').forEach((one) => one.click());
+    story.run("""
+        document.querySelectorAll('#wire [aria-expanded=true]').forEach((one) => one.click());
         document.querySelector('#filters button').click();
         document.querySelectorAll('.trace[aria-pressed=true]').forEach((one) => one.click());
         scrollTo(0, 0);""")
@@ -149,7 +150,8 @@ def test_a_filter_shows_one_script_of_the_lesson(seen):
 # How it ended ----------------------------------------------------------------------------------
 
 COLOURS = """
-const colour = (one) => getComputedStyle(one, one.matches('li') ? '::before' : null).backgroundColor;
+const colour = (one) =>
+  getComputedStyle(one, one.matches('li') ? '::before' : null).backgroundColor;
 const legend = [...document.querySelectorAll('#legend [data-outcome]')];
 const rows = [...document.querySelectorAll('#wire .exchange')];
 return {

@@ -74,7 +74,8 @@ def test_no_text_is_too_long_for_the_line_at_the_top(tab, layouts):
     tab.wait_for_box()
     for layout in layouts():
         texts = TEXTS[tab.lang]
-        notes = [text for name, text in texts.items() if re.match("note-|now-|copied|missing-", name)]
+        notes = [text for name, text in texts.items()
+                 if re.match("note-|now-|copied|missing-", name)]
         steps = [text for name, text in texts.items() if name.startswith("next-")]
         high = tab.run("""
             const [note, step, bar] = ['note', 'next-step', 'step'].map(
@@ -204,9 +205,10 @@ def test_a_switch_answers_where_it_can_be_seen(ready, layouts):
 def test_a_request_is_there_while_it_waits_for_its_answer(ready, box, hold):
     hold(box.smsru, "/sms/send")
     ready.send(NUMBER, TEXT)
-    waiting = ready.wait(lambda: ready.find("#wire .pending [class=arrow]"))
-    assert waiting.value_of_css_property("border-bottom-style") == "dashed"
-    assert ready.text("#wire .pending .code") == ready.say("pending")
+    css = "#wire .pending[data-who=app]"
+    ready.wait(lambda: ready.text(css + " .code") == ready.say("pending"))
+    ready.wait(lambda: ready.find(css + " .arrow").value_of_css_property(
+        "border-bottom-style") == "dashed")
     hold.end.set()
     ready.message(TEXT, "delivered")
     assert len(ready.wire("/sms/send")) == 1
@@ -220,7 +222,8 @@ new MutationObserver(function (changes) {
     if (!target.matches('.files')) return;
     const folder = target.closest('.folder').id.slice(7);
     addedNodes.forEach((file) => moves.push([folder, file.dataset.name]));
-    removedNodes.forEach((file) => { if (!file.isConnected) moves.push(['gone', file.dataset.name]); });
+    const gone = [...removedNodes].filter((file) => !file.isConnected);
+    gone.forEach((file) => moves.push(['gone', file.dataset.name]));
   });
   document.querySelectorAll('.file').forEach((file) => {
     if (file.getAnimations().length) window.flew = file.dataset.name;

@@ -26,7 +26,7 @@ def test_trouble_is_shown_and_the_message_waits_until_it_is_over(ready, switch, 
     turn("true")
     ready.send(NUMBER, TEXT)
     ready.message(TEXT, "sent")
-    ready.wait(lambda: shown(ready))
+    ready.wait(lambda: shown(ready), 20)
     assert set(ready.statuses()) == {"sent"}
     turn("false")
     ready.wait(lambda: set(ready.statuses()) == {"delivered"}, 20)

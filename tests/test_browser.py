@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 from pretend import GOOD_KEY, install
-from pretend.tab import LAYOUTS, PHONE, Tab
+from pretend.tab import BOTTOM, LAYOUTS, PHONE, Tab
 from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
@@ -302,7 +302,7 @@ def test_save_is_never_cut_by_the_frame(tab, box, size):
         tab.click("#lang-" + lang)
         tab.page("index", lang=lang)
         tab.in_frame(lambda: tab.wait(lambda: tab.run(FITS)))
-        place = tab.run("return document.getElementById('app-place').getBoundingClientRect().bottom")
+        place = tab.run(BOTTOM, "#app-place")
         return tab.save_at() > place or (size != PHONE and tab.save_at() > size[1])
 
     assert install(box.world).status_code == 200

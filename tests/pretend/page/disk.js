@@ -64,7 +64,8 @@ function fill({ name, files: inside }) {
     if (file.closest('.folder') === folder) return;
     move(file, folder.querySelector('.files'));
   });
-  folder.querySelector('.more').textContent = inside.length > MOST ? '+' + (inside.length - MOST) : '';
+  const more = inside.length - shown.length;
+  folder.querySelector('.more').textContent = more ? '+' + more : '';
 }
 
 function newFile(id) {

@@ -141,7 +141,8 @@ export class Row {
     const { answer } = one;
     const shown = typeof answer === 'string' ? answer : JSON.stringify(answer, null, 1);
     box.append(make('p', 'why', inBoth(one.why)));
-    box.append(code, request, make('h4', '', fields.length ? say('fields') : say('no-fields')), table);
+    const head = make('h4', '', say(fields.length ? 'fields' : 'no-fields'));
+    box.append(code, request, head, table);
     if (!one.pending) {
       box.append(make('h4', '', say('answer') + ' ' + this.status()), make('pre', '', shown));
     }
