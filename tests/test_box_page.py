@@ -69,25 +69,26 @@ def test_the_line_at_the_top_says_the_next_step_and_stays_in_sight(tab, box, lay
     says_so_again("uninstalled")
 
 
-def test_no_text_is_too_long_for_the_line_at_the_top(tab, layouts):
+TOO_LONG = """
+const [note, step, bar] = ['note', 'next-step', 'step'].map((id) => document.getElementById(id));
+const [notes, steps] = arguments;
+const room = innerWidth < 760 ? bar : bar.parentElement;
+step.textContent = steps.sort((a, b) => b.length - a.length)[0];
+return notes.filter(function (text) {
+  note.textContent = text;
+  return bar.scrollHeight > room.clientHeight || note.getBoundingClientRect().top < 0;
+});"""
+
+
+def test_no_text_is_too_long_for_the_line_at_the_top(tab):
     tab.driver.get(tab.address)
     tab.wait_for_box()
-    for layout in layouts():
-        texts = TEXTS[tab.lang]
-        notes = [text for name, text in texts.items()
+    for lang, size in (*LAYOUTS, ("ru", (800, 700))):
+        tab.lay_out(lang, size)
+        notes = [text for name, text in TEXTS[lang].items()
                  if re.match("note-|now-|copied|missing-", name)]
-        steps = [text for name, text in texts.items() if name.startswith("next-")]
-        high = tab.run("""
-            const [note, step, bar] = ['note', 'next-step', 'step'].map(
-              (id) => document.getElementById(id));
-            const [notes, steps] = arguments;
-            const room = innerWidth < 760 ? bar : bar.parentElement;
-            return notes.filter(function (text) {
-              note.textContent = text;
-              step.textContent = steps.sort((a, b) => b.length - a.length)[0];
-              return bar.scrollHeight > room.clientHeight || note.getBoundingClientRect().top < 0;
-            });""", notes, steps)
-        assert high == [], layout
+        steps = [text for name, text in TEXTS[lang].items() if name.startswith("next-")]
+        assert tab.run(TOO_LONG, notes, steps) == [], (lang, size)
 
 
 def test_a_countdown_says_when_the_next_try_comes(tab, box, layouts):

@@ -88,13 +88,13 @@ export function showMessages(messages) {
 // Newest first, as in a CRM card.
 function newRow(one) {
   const row = make('li');
-  Object.assign(row.dataset, { id: one.id, about: one.id, body: one.body });
-  const began = startOf(one.id);
+  Object.assign(row.dataset, { id: one.id, about: one.id, body: one.body,
+    began: startOf(one.id) || '' });
   const trace = make('button', 'small trace');
   trace.type = 'button';
   trace.setAttribute('aria-pressed', false);
   trace.addEventListener('click', () => follow(one.id));
-  row.append(make('span', 'when', began ? clock(began) : ''), make('span', 'to', one.to),
+  row.append(make('span', 'when'), make('span', 'to', one.to),
     make('span', 'status'), make('span', 'body', one.body), trace);
   rows.set(one.id, row);
   find('messages').prepend(row);
@@ -102,6 +102,8 @@ function newRow(one) {
 }
 
 function label(row) {
+  const { began } = row.dataset;
+  row.querySelector('.when').textContent = began && clock(Number(began));
   row.querySelector('.status').textContent = say('status-' + row.dataset.status);
   row.querySelector('.trace').textContent = say('trace');
 }
