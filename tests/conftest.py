@@ -1,6 +1,7 @@
 """Fixtures: the world around the app, the app itself as a process, the app installed."""
 import os
 import sys
+import threading
 
 import pytest
 import tools
@@ -127,3 +128,30 @@ def box(world):
     world.start_box(STATUSES_EVERY=0.4, RETRY_AFTER=0.01)
     world.smsru.delay = 0.3
     return world.box
+
+
+@pytest.fixture
+def tab(chrome, box):
+    """A browser's tab beside a box whose app is not installed yet."""
+    from pretend.tab import Tab
+    return Tab(chrome, box.portal.url)
+
+
+@pytest.fixture
+def ready(tab, box):
+    """The same, the app installed already and its settings page open."""
+    from pretend import install
+    assert install(box.world).status_code == 200
+    tab.open().page("index")
+    return tab
+
+
+@pytest.fixture
+def hold():
+    """hold(party, path): that request waits for the end of the test, or for hold.end."""
+    def answer(party, place):
+        party.trouble = lambda method, path, fields: (
+            hold.end.wait(20) and None if path == place else None)
+    hold, answer.end = answer, threading.Event()
+    yield hold
+    hold.end.set()

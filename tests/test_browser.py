@@ -3,40 +3,25 @@
 A fresh box for each test, one browser for all; `chrome` fails a test that causes a script error.
 """
 import itertools
-import json
+import os
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 import requests
 from pretend import GOOD_KEY, install
-from pretend.tab import PHONE, WIDE, Tab
+from pretend.tab import BOTTOM, LAYOUTS, PHONE, Tab
 from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
-from steps import FOLDERS, code_of
+from steps import code_of
 
 MASK = "••••"  # all that a page shows of a secret
 NUMBER, TEXT = "+7 (999) 000-00-00", "Ваш код подтверждения: 1234"
-
-
-@pytest.fixture
-def tab(chrome, box):
-    """A browser's tab beside a box whose app is not installed yet."""
-    return Tab(chrome, box.portal.url)
-
-
-@pytest.fixture
-def ready(tab, box):
-    """The same, the app installed already and its settings page open."""
-    assert install(box.world).status_code == 200
-    tab.open().page("index")
-    return tab
 
 
 # The story, by clicks -------------------------------------------------------------------------
@@ -56,16 +41,21 @@ def command():
         assert process.returncode == 0, rest
 
 
-def test_one_command_then_only_clicks_deliver_a_message_within_15_seconds(chrome, command):
-    tab, began = Tab(chrome, command), time.monotonic()
-    tab.open().page("install")
+def test_one_command_then_three_clicks_deliver_a_message_within_5_seconds(chrome, command):
+    tab = Tab(chrome, command)
+    tab.driver.get(command)
+    tab.wait_for_box()
+    busy, began = os.getloadavg()[0] > os.cpu_count(), time.monotonic()
     tab.run("window.marked = true")
-    tab.save(tab.text("#key"))
+    tab.find("#open-app").click()
+    tab.page("install")
+    tab.in_frame(lambda: tab.find("#sms-settings button").click())  # its key may stay empty
     tab.page("index")  # opened by the portal itself, since the installation is finished
-    tab.click("#send")  # to the number and with the text that are there already
+    tab.wait(lambda: tab.find("#send").is_displayed())
+    tab.find("#send").click()  # to the number and with the text that are there already
     tab.wait(lambda: tab.statuses() == ["sent"])
     tab.wait(lambda: tab.statuses() == ["delivered"])
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < (20 if busy else 5)  # seconds; others may use this machine
     assert tab.run("return window.marked"), "the page was loaded again"
     assert {line["script"] for line in tab.wire()} >= {"install", "index", "handler", "statuses"}
 
@@ -138,17 +128,6 @@ def test_a_provider_that_is_registered_already_is_registered_anew(tab, box):
     tab.save(GOOD_KEY)
     tab.page("index")
     assert portal.senders[code]["HANDLER"].startswith(portal.app_url + "handler?key=")
-
-
-@pytest.fixture
-def hold():
-    """hold(party, path): that request waits for the end of the test, or for hold.end."""
-    def answer(party, place):
-        party.trouble = lambda method, path, fields: (
-            hold.end.wait(20) and None if path == place else None)
-    hold, answer.end = answer, threading.Event()
-    yield hold
-    hold.end.set()
 
 
 def test_the_key_cannot_be_changed_while_it_is_being_saved(tab, box, hold):
@@ -226,7 +205,7 @@ def test_the_keyboard_is_enough(tab):
 
     tab.open().page("install")
     tab.run("document.activeElement.blur()")
-    tab_until("app-frame")
+    tab_until("app-frame")  # the menu and the switches are on the way
     assert tab.page("install")["focused"] == "api_key"
     ActionChains(tab.driver).send_keys(GOOD_KEY, Keys.ENTER).perform()
     tab.page("index")
@@ -282,140 +261,6 @@ def test_the_frames_page_outside_its_frame_explains_itself(tab, box, page):
     assert len(severe) == 1 and "/api/v1/" in severe[0]  # thrown by BX24.js itself, as it does
 
 
-# The switches ---------------------------------------------------------------------------------
-
-def index_warns(tab):
-    """The page tells of the last pass; a fresh message makes sure that it had something to try."""
-    tab.send(NUMBER, TEXT)
-    tab.open_app()
-    return any(re.search(r"\w{4}", warning) for warning in tab.page("index")["warnings"])
-
-
-def portal_refuses(tab):
-    return tab.wire("503", who="app", to="portal")
-
-
-@pytest.mark.parametrize(("switch", "shown"), [
-    ("operator-down", index_warns), ("no-money", index_warns), ("portal-503", portal_refuses)])
-def test_trouble_is_shown_and_the_message_waits_until_it_is_over(ready, switch, shown):
-    def turn(state):
-        ready.click("#switch-" + switch)
-        button = ready.find("#switch-" + switch)
-        ready.wait(lambda: button.get_attribute("aria-checked") == state)
-
-    turn("true")
-    ready.send(NUMBER, TEXT)
-    ready.message(TEXT, "sent")
-    ready.wait(lambda: shown(ready))
-    assert set(ready.statuses()) == {"sent"}
-    turn("false")
-    ready.wait(lambda: set(ready.statuses()) == {"delivered"}, 20)
-
-
-@pytest.mark.parametrize(("switch", "line"), [
-    ("token-expired", {"who": "app", "to": "oauth", "text": "/oauth/token"}),
-    ("renamed", {"who": "app", "to": "portal", "text": "302"}),
-    ("renamed", {"who": "app", "to": "oauth", "text": "app.info"}),
-    ("update", {"who": "app", "to": "portal", "text": "messageservice.sender.add"})])
-def test_what_the_app_puts_right_by_itself_does_not_stop_a_message(ready, switch, line):
-    note = ready.text("#note")
-    ready.click("#switch-" + switch)
-    ready.wait(lambda: ready.text("#note") not in ("", note) and ready.find("#send").is_enabled())
-    ready.wait(lambda: ready.find("#switch-" + switch).get_attribute("aria-busy") is None)
-    ready.send(NUMBER, TEXT)
-    ready.message(TEXT, "delivered")
-    assert ready.wait(lambda: ready.wire(**line))
-    ready.open_app()
-    assert ready.page("index")["warnings"] == []
-
-
-def test_the_folders_of_the_queue_are_shown(ready, box):
-    def shown(**counts):
-        numbers = {**dict.fromkeys(FOLDERS, 0), **counts}
-        words = ", ".join(f"{name} {number}" for name, number in numbers.items())
-        return ready.wait(lambda: ready.text("#queue").endswith(words), message=words)
-
-    shown()
-    box.smsru.delay, box.smsru.down = 3600, True
-    ready.send(NUMBER, TEXT)
-    shown(new=1)
-    box.smsru.down = False
-    shown(sent=1)
-    box.smsru.delay = 0
-    shown()
-
-
-def test_a_renamed_portal_keeps_its_page_and_its_frame(ready, box):
-    old = box.portal.url
-    ready.click("#switch-renamed")
-    ready.wait(lambda: not ready.driver.current_url.startswith(old))
-    assert ready.driver.current_url.startswith(box.portal.url)
-    ready.page("index", lang="ru")
-    ready.driver.get(old)  # a bookmark of the old address
-    ready.wait(lambda: ready.driver.current_url.startswith(box.portal.url))
-
-
-@pytest.mark.parametrize("switch", ["robot", "twice"])
-def test_one_message_comes_of_it(ready, box, switch):
-    ready.type("#text", TEXT)
-    ready.click("#switch-" + switch)
-    ready.message(TEXT, "delivered")
-    assert ready.statuses() == ["delivered"]
-    assert [one["msg"] for one in box.smsru.sent] == [TEXT]
-    calls = [line for line in ready.wire("/handler", who="portal", to="app", script="handler")
-             if "200" in line["text"]]
-    assert len(calls) == (2 if switch == "twice" else 1)
-
-
-def settings(box):
-    """What the app has saved, without the account of its last pass."""
-    saved = json.loads((box.world.app.data / "settings.json").read_text("utf-8"))
-    return {name: value for name, value in saved.items() if name != "last_pass"}
-
-
-def test_a_forged_call_is_refused_and_changes_nothing(ready, box):
-    before = settings(box)
-    ready.click("#switch-forged")
-    ready.wait(lambda: "403" in ready.text("#note"))
-    assert ready.wait(lambda: len(ready.wire("403", to="app")) >= 2)
-    assert (ready.messages(), box.smsru.sent, box.world.app.queue()) == ([], [], [])
-    assert settings(box) == before
-
-
-def test_a_burst_of_100_is_shown_to_the_end(ready, box):
-    for _ in range(300):  # so that the wire is a long one already
-        box.world.wire.add("app", "portal", "POST", "/rest/profile.json")
-    ready.click("#switch-burst")
-    ready.wait(lambda: ready.statuses() == 100 * ["delivered"], 30)
-    assert len({one["id"] for one in ready.messages()}) == 100
-    assert len(box.smsru.sent) == 100
-    last = box.world.wire.exchanges[-1]["n"]
-    ready.wait(lambda: ready.find(f"#wire [data-n='{last}']"))
-    assert len(ready.wire()) == 400  # older lines make room
-    ready.wait(lambda: ready.run("""const box = document.getElementById('wire-scroll');
-        return box.scrollTop + box.clientHeight >= box.scrollHeight - 2"""))
-
-
-def test_the_other_endings_are_shown_as_well(ready):
-    ready.send("+7 999 000-00-11", "to nobody")
-    ready.send("+7 999 000-00-22", "no way")
-    ready.message("to nobody", "undelivered")
-    ready.message("no way", "failed")
-
-
-def test_an_uninstalled_app_can_be_installed_again(ready, box):
-    ready.click("#switch-uninstall")
-    ready.wait(lambda: not ready.find("#send").is_enabled())
-    assert "200" in ready.text("#note")
-    assert GOOD_KEY not in json.dumps(settings(box))
-    ready.open_app()
-    ready.page("install")
-    ready.save(GOOD_KEY)
-    ready.page("index")
-    ready.send(NUMBER, TEXT)
-    ready.message(TEXT, "delivered")
-
-
 # How it looks ---------------------------------------------------------------------------------
 
 FITS = """
@@ -423,14 +268,13 @@ const room = document.scrollingElement;
 const inside = window !== parent; // the page itself may be long, a frame with a bar is cut
 return room.scrollWidth <= innerWidth && !(inside && room.scrollHeight > innerHeight);"""
 
-# Each step changes the language, at which the portal opens the application anew.
-LAYOUTS = [("en", WIDE), ("ru", PHONE), ("en", PHONE), ("ru", WIDE)]
-
-
 def misfits(tab, page):
-    """Which of the four languages and sizes do not fit, in the box's page or in the frame."""
+    """Which languages and sizes do not fit, in the box's page or in the frame.
+
+    Each step changes the language, at which the portal opens the application anew.
+    """
     found = []
-    for lang, size in LAYOUTS:
+    for lang, size in sorted(LAYOUTS, key=lambda layout: layout[1]):
         tab.resize(size)
         tab.click("#lang-" + lang)
         tab.page(page, lang=lang)
@@ -442,7 +286,7 @@ def misfits(tab, page):
 
 
 def test_nothing_is_wider_than_the_window_or_cut_in_the_frame(tab):
-    tab.open().page("install")
+    tab.open("en").page("install")
     assert misfits(tab, "install") == []
     tab.save(GOOD_KEY)
     tab.page("index")
@@ -452,17 +296,32 @@ def test_nothing_is_wider_than_the_window_or_cut_in_the_frame(tab):
     assert misfits(tab, "index") == []
 
 
-def button_at(tab):
-    return tab.in_frame(lambda: tab.find("#sms-settings button").rect["y"])
+@pytest.mark.parametrize("size", dict.fromkeys(size for _, size in LAYOUTS))
+def test_save_is_never_cut_by_the_frame(tab, box, size):
+    def cut(lang):
+        tab.click("#lang-" + lang)
+        tab.page("index", lang=lang)
+        tab.in_frame(lambda: tab.wait(lambda: tab.run(FITS)))
+        place = tab.run(BOTTOM, "#app-place")
+        return tab.save_at() > place or (size != PHONE and tab.save_at() > size[1])
+
+    assert install(box.world).status_code == 200
+    tab.open("en", size)
+    tab.show("application")
+    assert [lang for lang in ("ru", "en") if cut(lang)] == []
 
 
 @pytest.mark.parametrize(("lang", "size"), LAYOUTS)
-def test_an_error_does_not_move_the_form_or_get_cut(tab, lang, size):
+def test_saving_and_its_error_do_not_move_the_form_or_get_cut(tab, box, hold, lang, size):
     tab.open(lang, size).page("install")
-    before = button_at(tab)
+    before = tab.save_at()
+    hold(box.smsru, "/auth/check")
     tab.save("wrong-key")
+    tab.wait(lambda: not tab.app_page()["ready"])
+    assert tab.save_at() == before, "it jumps while it is being saved"
+    hold.end.set()
     refused(tab, "OPERATOR_KEY")
-    assert button_at(tab) == before
+    assert tab.save_at() == before
     tab.wait(lambda: tab.run(FITS) and tab.in_frame(lambda: tab.run(FITS)))
 
 
@@ -471,23 +330,25 @@ def test_what_is_said_after_save_does_not_move_the_form(tab, box, lang, size):
     assert install(box.world).status_code == 200
     box.smsru.refuse = 206  # the warning about it is the shortest one
     tab.open(lang, size).page("index")
-    tab.wait(lambda: index_warns(tab))
-    before, box.smsru.refuse = button_at(tab), None
+    tab.wait(lambda: tab.warned(NUMBER, TEXT))
+    before, box.smsru.refuse = tab.save_at(), None
     tab.save("")
     tab.wait(lambda: tab.page("index", warnings=[])["done"])
-    assert button_at(tab) == before
+    assert tab.save_at() == before
 
 
 def test_every_control_has_a_name_for_a_screen_reader(tab):
     def nameless():
         found = tab.driver.find_elements("css selector", "input, textarea, button, iframe")
-        shown = [one for one in found if one.get_attribute("type") != "hidden"]
+        shown = [one for one in found if one.is_displayed()]
         assert shown
         return [one.get_attribute("outerHTML") for one in shown if not one.accessible_name]
 
     tab.open().page("install")
     assert nameless() == []
     assert tab.in_frame(nameless) == []
+    tab.show("card")
+    assert nameless() == []
 
 
 def test_no_other_page_can_press_the_buttons(box):

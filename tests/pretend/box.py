@@ -44,8 +44,7 @@ from .smsru import GOOD_KEY
 from .wire import Party
 
 FOLDER = Path(__file__).resolve().parent / "page"
-FILES = {"/": "box.html", **{f"/box/{name}": name for name in (
-    "box.css", "wire.css", "box.js", "frame.js", "wire.js", "texts.json")}}
+FILES = {"/": "box.html", **{f"/box/{path.name}": path.name for path in FOLDER.iterdir()}}
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "application/javascript",
          ".json": "application/json"}
 SAFE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
@@ -279,7 +278,7 @@ class Box(Switches, Frames, Next):
                 "Content-Security-Policy": POLICY, **SAFE}
         if method == "GET" and path in ("/box/news", "/box/code", "/box/disk"):
             found = {"/box/news": self.news, "/box/code": self.code_of,
-                     "/box/disk": lambda fields: self.disk.look()}[path](fields)
+                     "/box/disk": lambda fields: self.disk and self.disk.look()}[path](fields)
             return 200 if found else 404, found or {"error": "NOT_FOUND"}, SAFE
         ours = request.headers.get("Origin") in (None, self.portal.url)
         if method == "POST" and path in self.asked and ours:

@@ -24,6 +24,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from .wire import brief
 
+PARSING = threading.Lock()  # Python 3.11's ast fails when two threads parse at once
 APP = Path(__file__).resolve().parents[2] / "app.py"
 WHY = json.loads((Path(__file__).parent / "page" / "why.json").read_text("utf-8"))
 
@@ -276,7 +277,9 @@ def source(name):
     `first` and `last` are line numbers, decorators included; None if there is no such function.
     """
     text = APP.read_text("utf-8")
-    wanted, body = name.split("."), ast.parse(text).body
+    wanted = name.split(".")
+    with PARSING:
+        body = ast.parse(text).body
     for part in wanted:
         node = next((one for one in body if getattr(one, "name", "") == part), None)
         body = getattr(node, "body", [])

@@ -1,9 +1,15 @@
 """A tab of a real browser with the box's page: what a reader of the tutorial sees and clicks."""
+import json
+import re
+from pathlib import Path
+
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-WIDE, PHONE = (1280, 800), (390, 844)
+WIDE, FLAT, PHONE = (1280, 800), (1440, 600), (390, 844)
+TEXTS = json.loads((Path(__file__).parent / "page" / "texts.json").read_text("utf-8"))
+LAYOUTS = [(lang, size) for lang in ("ru", "en") for size in (WIDE, FLAT, PHONE)]
 
 APP_PAGE = """
 const form = document.getElementById('sms-settings');
@@ -19,15 +25,31 @@ return {
   warnings: [...document.querySelectorAll('.warning')].map((one) => one.textContent.trim()),
   text: document.body.innerText};"""
 
+IN_SIGHT = """
+const [one] = arguments;
+const { left, top, right, bottom } = one.getBoundingClientRect();
+const inside = left >= 0 && top >= 0 && right <= innerWidth && bottom <= innerHeight;
+const points = [[left + 2, top + 2], [right - 2, bottom - 2]];
+return inside && points.every(([x, y]) => one.contains(document.elementFromPoint(x, y)));"""
+
+FRAME = """
+const frame = document.getElementById('app-frame');
+let top = frame.getBoundingClientRect().top;
+for (let one = frame.parentElement; one; one = one.parentElement) top += one.scrollTop;
+return top;"""
+BOTTOM = "return document.querySelector(arguments[0]).getBoundingClientRect().bottom"
+
 MESSAGES = """
 return [...document.querySelectorAll('#messages [data-id]')].map((row) => ({
-  id: row.dataset.id, text: row.innerText,
+  id: row.dataset.id, text: row.textContent,
   status: (row.matches('[data-status]') ? row : row.querySelector('[data-status]'))
     .dataset.status}));"""
 
 WIRE = """
 return [...document.querySelectorAll('#wire .exchange')].map((row) => ({
-  script: row.dataset.script, who: row.dataset.who, to: row.dataset.to, text: row.innerText}));"""
+  script: row.dataset.script, who: row.dataset.who, to: row.dataset.to, outcome: row.dataset.outcome,
+  text: row.textContent, n: Number(row.dataset.n),
+  shown: row.querySelector('.line').checkVisibility()}));"""
 
 
 class Tab:
@@ -41,7 +63,7 @@ class Tab:
         self.resize(size)
         self.driver.get(self.address)
         self.wait_for_box()
-        self.click("#lang-" + lang)
+        self.lay_out(lang, size)
         self.open_app()
         return self
 
@@ -57,8 +79,29 @@ class Tab:
         return self.driver.find_element(By.CSS_SELECTOR, css)
 
     def click(self, css):
+        """Press it where it may be seen: not below the window's edge or the bar on top."""
         self.wait(lambda: self.find(css).is_enabled())
+        self.run("arguments[0].scrollIntoView({ block: 'center' })", self.find(css))
         self.find(css).click()
+
+    def lay_out(self, lang, size):
+        """Change the language and the size of a page that is open."""
+        self.lang, self.size = lang, size
+        self.resize(size)
+        self.click("#lang-" + lang)
+
+    def say(self, text, **values):
+        """The page's text with this name, in the language that was chosen last."""
+        return TEXTS[self.lang][text].format(**values)
+
+    def in_sight(self, css):
+        """Is all of it inside the window, and nothing on top of it?"""
+        return self.run(IN_SIGHT, self.find(css) if isinstance(css, str) else css)
+
+    def show(self, view):
+        """Choose the contact's card or the application in the portal's menu."""
+        if self.find("#view-" + view).get_attribute("aria-current") != "page":
+            self.click("#view-" + view)
 
     def type(self, css, text):
         """Put the text into an empty or filled-in field, key by key."""
@@ -89,6 +132,7 @@ class Tab:
     def open_app(self):
         """Have the portal open the application in a new frame."""
         before = [frame.get_attribute("name") for frame in self.frames()]
+        self.show("application")
         self.click("#open-app")
         self.wait(lambda: [frame for frame in self.frames()
                            if frame.get_attribute("name") not in before])
@@ -113,12 +157,25 @@ class Tab:
         def fill():
             self.type(".operator", key)
             self.find("#sms-settings button").click()
+        self.show("application")
         self.in_frame(fill)
+
+    def save_at(self):
+        """Where the form's button ends, in a page that is not scrolled."""
+        inside = self.in_frame(lambda: self.run(BOTTOM, "#sms-settings button"))
+        return inside + self.run(FRAME)
+
+    def warned(self, to, text):
+        """The settings page tells of the last pass; a fresh message gives it something to try."""
+        self.send(to, text)
+        self.open_app()
+        return any(re.search(r"\w{4}", warning) for warning in self.page("index")["warnings"])
 
     # The messages and the wire
 
     def send(self, to, text):
         """Write a message in the contact's card."""
+        self.show("card")
         self.type("#phone", to)
         self.type("#text", text)
         self.click("#send")

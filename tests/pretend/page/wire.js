@@ -1,126 +1,137 @@
-// The wire as a sequence diagram that grows: a row for each exchange, in it an arrow
-// between two lifelines.
-const WireView = (function () {
-  const LANES = ['browser', 'portal', 'app', 'operator', 'oauth'];
-  const MOST = 400; // rows in the page; older ones leave it
-  const list = document.getElementById('wire');
-  const scroll = document.getElementById('wire-scroll');
-  const rows = []; // {time, n, item}, in the order in which the exchanges began
-  let say = (key) => key;
-  let total = 0;
+// The wire as a sequence diagram that grows: a row for each exchange, in it an arrow between two
+// lifelines. Rows stand in the order in which they began, under the name of what they belong to;
+// what says nothing new is folded.
+import { find, make, say } from './texts.js';
+import { LANES, Row } from './row.js';
 
-  function make(tag, className, text) {
-    const element = document.createElement(tag);
-    if (className) element.className = className;
-    if (text !== undefined) element.textContent = text;
-    return element;
+const MOST = 400; // rows in the page; older ones leave it
+const rows = []; // Row objects, in the order in which the exchanges began
+let filter = ''; // the script whose requests are shown, all if none
+let total = 0;
+let textOf = () => '';
+
+export function openWire(textOfMessage) {
+  textOf = textOfMessage;
+}
+
+// ---- what comes -----------------------------------------------------------------------------
+export function addExchanges(exchanges) {
+  if (!exchanges.length) return;
+  const scroll = find('wire-scroll');
+  const atEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 60;
+  exchanges.forEach(place);
+  rows.splice(0, Math.max(0, rows.length - MOST)).forEach((old) => old.item.remove());
+  total = Math.max(total, ...exchanges.map((one) => one.n));
+  arrange();
+  // whoever reads an opened row is not carried away
+  if (atEnd && !document.querySelector('#wire [aria-expanded="true"].line')) {
+    scroll.scrollTop = scroll.scrollHeight;
   }
+}
 
-  // A batch is named by its first command; REST and the rest by method and path.
-  function title(one) {
-    const commands = Object.entries(one.fields).filter(([name]) => name.startsWith('cmd['));
-    const path = one.path.split('?')[0].replace(/^\/rest\/(.*?)(\.json)?$/, '$1');
-    if (!commands.length) return one.method + ' ' + path;
-    const name = String(commands[0][1]).split('?')[0].replace('messageservice.', '');
-    return one.method + ' ' + path + ': ' + commands.length + ' × ' + name;
+// A request that waited has its answer now; or a new one: what began earlier stands higher.
+function place(one) {
+  const known = rows.find((row) => row.one.n === one.n);
+  if (known) return known.update(one);
+  let at = rows.length;
+  while (at > 0 && rows[at - 1].one.time > one.time) at -= 1;
+  if (at === 0 && rows.length >= MOST) return;
+  const row = new Row(one, arrange);
+  find('wire').insertBefore(row.item, at < rows.length ? rows[at].item : null);
+  rows.splice(at, 0, row);
+}
+
+export function emptyWire() {
+  rows.splice(0).forEach((row) => row.item.remove());
+  total = 0;
+  filter = '';
+  arrange();
+}
+
+// ---- groups, folds, the filter --------------------------------------------------------------
+function arrange() {
+  const seen = { group: null, fold: null, pass: false };
+  rows.forEach(function (row) {
+    const fits = !filter || row.one.script === filter;
+    if (!fits) return row.show({ hidden: true });
+    if (row.one.quiet && !row.isOpen()) return fold(row, seen);
+    seen.fold = null;
+    const starts = row.one.group !== seen.group;
+    seen.group = row.one.group;
+    row.show({ head: starts ? headOf(row.one.group, seen) : null });
+  });
+  rows.forEach((row) => row.showFold());
+  showFilters();
+  count();
+}
+
+// Quiet rows that follow each other are one line, on the first of them.
+function fold(row, seen) {
+  seen.fold = seen.fold || row;
+  const first = seen.fold === row;
+  if (first) row.folded = [];
+  seen.fold.folded.push(row);
+  row.show({ fold: first, hidden: !first && !seen.fold.unfolded, shut: !seen.fold.unfolded });
+}
+
+function headOf(group, seen) {
+  const [kind, ...rest] = String(group || 'other').split(':');
+  const name = rest.join(':');
+  const words = say('group-' + kind, { name: kind === 'message' ? shorten(textOf(name)) : name });
+  const explained = kind === 'pass' && !seen.pass;
+  if (explained) seen.pass = true;
+  return { words, explained: explained ? say('pass-why') : '' };
+}
+
+const shorten = (text) => (text.length > 44 ? text.slice(0, 43) + '…' : text);
+
+function showFilters() {
+  const scripts = [...new Set(rows.map((row) => row.one.script).filter(Boolean))].sort();
+  const place = find('filters');
+  const wanted = ['', ...scripts].join();
+  if (place.dataset.shown !== wanted) {
+    place.dataset.shown = wanted;
+    place.replaceChildren(...['', ...scripts].map(filterButton));
   }
+  place.querySelectorAll('button').forEach((one) => {
+    one.setAttribute('aria-pressed', one.dataset.script === filter);
+  });
+}
 
-  function row(one) {
-    const item = make('li', 'exchange');
-    Object.assign(item.dataset, { n: one.n, script: one.script, who: one.who, to: one.to });
-    item.dataset.status = one.status;
-    const button = make('button', 'line');
-    button.type = 'button';
-    button.setAttribute('aria-expanded', 'false');
-    const ways = make('span', 'ways hidden');
-    ways.dataset.ways = '';
-    const code = make('span', 'code', one.status || say('no-answer'));
-    if (!one.status || one.status >= 400) code.classList.add('bad');
-    else if (one.status >= 300) code.classList.add('moved');
-    const stranger = LANES.includes(one.who) ? '' : say(one.who) + ': ';
-    button.append(ways, make('span', 'what', stranger + title(one)), code,
-      make('span', 'script', one.script ? one.script + '.php' : ''), arrow(one));
-    button.addEventListener('click', () => toggle(item, button, one));
-    item.append(button);
-    name(item);
-    return item;
-  }
+function filterButton(script) {
+  const button = make('button', 'small', script ? script + '.php' : say('all'));
+  button.type = 'button';
+  button.dataset.script = script;
+  button.addEventListener('click', function () {
+    filter = script;
+    arrange();
+  });
+  return button;
+}
 
-  // The screen reader hears who speaks to whom; the eye sees the arrow.
-  function name(item) {
-    const { who, to } = item.dataset;
-    item.querySelector('[data-ways]').textContent = say(who) + ' → ' + say(to) + ': ';
-  }
+function count() {
+  const key = total > rows.length ? 'wire-shown' : 'wire-all';
+  find('wire-count').textContent = total ? say(key, { total, shown: rows.length }) : '';
+}
 
-  function arrow(one) {
-    const from = LANES.indexOf(one.who); // a stranger, -1, comes from outside
-    const to = LANES.indexOf(one.to);
-    const start = from < 0 ? 0 : (from + 0.5) / LANES.length;
-    const end = (to + 0.5) / LANES.length;
-    const line = make('span', 'arrow' + (end < start ? ' back' : ''));
-    line.style.marginLeft = Math.min(start, end) * 100 + '%';
-    line.style.width = Math.abs(end - start) * 100 + '%';
-    const track = make('span', 'track');
-    track.append(line);
-    return track;
-  }
+// ---- for the card ---------------------------------------------------------------------------
+export function startOf(id) {
+  const first = rows.find((row) => row.isAbout(id));
+  return first && first.one.time;
+}
 
-  function toggle(item, button, one) {
-    const open = button.getAttribute('aria-expanded') !== 'true';
-    button.setAttribute('aria-expanded', open);
-    const old = item.querySelector('.detail');
-    if (old) old.remove();
-    if (open) item.append(detail(one));
-  }
+// To the first request about this message, whatever the filter hides.
+export function toRowsOf(id) {
+  const first = rows.find((row) => row.isAbout(id));
+  if (!first) return;
+  filter = '';
+  arrange();
+  first.item.scrollIntoView({ block: 'start' });
+}
 
-  function detail(one) {
-    const box = make('div', 'detail');
-    const when = new Date(one.time * 1000).toLocaleTimeString(document.documentElement.lang);
-    box.append(make('p', 'request', one.method + ' ' + one.path + '  ' + when));
-    const fields = Object.entries(one.fields);
-    box.append(make('h4', '', fields.length ? say('fields') : say('no-fields')));
-    const table = make('dl');
-    fields.forEach(([key, value]) => table.append(make('dt', '', key), make('dd', '', value)));
-    const { answer } = one;
-    const shown = typeof answer === 'string' ? answer : JSON.stringify(answer, null, 1);
-    const head = say('answer') + ': ' + (one.status || say('no-answer'));
-    box.append(table, make('h4', '', head), make('pre', '', shown));
-    return box;
-  }
-
-  // What began earlier stands higher, even when it was answered later.
-  function place(one) {
-    let at = rows.length;
-    while (at > 0 && rows[at - 1].time > one.time) at -= 1;
-    if (at === 0 && rows.length >= MOST) return;
-    const item = row(one);
-    list.insertBefore(item, at < rows.length ? rows[at].item : null);
-    rows.splice(at, 0, { time: one.time, item });
-  }
-
-  function add(exchanges) {
-    if (!exchanges.length) return;
-    const atEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 60;
-    exchanges.forEach(place);
-    rows.splice(0, Math.max(0, rows.length - MOST)).forEach((old) => old.item.remove());
-    total = Math.max(total, ...exchanges.map((one) => one.n));
-    count();
-    if (atEnd) scroll.scrollTop = scroll.scrollHeight;
-  }
-
-  function count() {
-    const key = total > rows.length ? 'wire-shown' : 'wire-all';
-    const words = total ? say(key, { total, shown: rows.length }) : '';
-    document.getElementById('wire-count').textContent = words;
-  }
-
-  function translate(words) {
-    say = words;
-    const lanes = document.getElementById('lanes');
-    lanes.replaceChildren(...LANES.map((lane) => make('span', '', say(lane))));
-    rows.forEach(({ item }) => name(item));
-    count();
-  }
-
-  return { add, translate };
-})();
+export function translateWire() {
+  find('lanes').replaceChildren(...LANES.map((lane) => make('span', '', say(lane))));
+  delete find('filters').dataset.shown;
+  rows.forEach((row) => row.translate());
+  arrange();
+}
