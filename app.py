@@ -88,7 +88,7 @@ def install():
     """The page that Bitrix24 frames until installFinish; the application's events.
 
     In: DOMAIN=acme.bitrix24.ru PROTOCOL=1 LANG=ru APP_SID=... in the query, AUTH_ID=...
-    REFRESH_ID=... member_id=... in the body. Out: the form, these fields hidden in it.
+    REFRESH_ID=... APPLICATION_TOKEN=... in the body. Out: the form, these fields hidden in it.
     Or event=ONAPPINSTALL, ONAPPUPDATE auth[access_token]=...; or event=ONAPPUNINSTALL
     data[CLEAN]=1 auth[application_token]=..., its only proof. Errors: as save().
     Differs from PHP: nothing changes without a proof. ("Events")
@@ -97,8 +97,8 @@ def install():
     if "event" not in fields:
         return page("install", fields)
     if fields["event"] in ("ONAPPINSTALL", "ONAPPUPDATE"):
-        url, found = public_url(), crest.check_token(fields)
-        register(crest.install_app(found), url, from_page=False)
+        url, proven = public_url(), crest.check_token(fields)
+        register(crest.install_app(proven), url, from_page=False)
         return {"result": True}
     known = crest.get_setting_data().get("application_token", "")
     given = fields.get("auth[application_token]", "")
@@ -117,16 +117,16 @@ def save():
 
     In: the frame's fields as they came, the operator's: api_key=... (empty: the saved one).
     Out: {"sender": {"CODE": "fastsms", ...}}, parameters of messageservice.sender.add.
-    Errors: 400 key refused; 403 see check_token(); 503 somebody did not answer.
+    Errors: 400 key refused; 403 not our token, no administrator; 503 somebody is silent.
     Differs from PHP: there the step was left to you.
     """
     fields, url = form(), public_url()
-    found, keys = crest.check_token(fields), operator_settings()
-    typed = {name: fields[name].strip() for name in keys if fields.get(name, "").strip()}
-    trouble, _ = operate(TROUBLES, "down", OPERATOR.check, {**keys, **typed})
+    proven, saved = crest.check_token(fields), operator_settings()
+    typed = {name: fields[name].strip() for name in saved if fields.get(name, "").strip()}
+    trouble, _ = ask_operator(OPERATOR.check, {**saved, **typed})
     require(trouble != "key", 400, "OPERATOR_KEY: the operator does not accept this")
     require(not trouble, 503, "OPERATOR_DOWN: the operator could not check it; try later")
-    sender = register(crest.install_app(found, **typed), url)
+    sender = register(crest.install_app(proven, **typed), url)
     Queue.hurry()  # what waits for another key is tried at once
     wake()
     return {"sender": sender}
@@ -135,13 +135,14 @@ def save():
 def register(settings, url, from_page=True):
     """Bind the events at url, move the sender there, then let the former address go.
 
-    Out: the parameters of sender.add: the page's step, if there is a page. url is saved
-    last: until then /index warns, and Save repairs it. ("messageservice.sender.add")
+    Out: the parameters with which the page then calls sender.add; without a page we do. url
+    is saved last: until then /index warns, and Save repairs it. ("messageservice.sender.add")
     """
     sender = {"CODE": SENDER_CODE, "TYPE": "SMS", "NAME": SENDER_NAME + DEMO_NOTE,
               "DESCRIPTION": SENDER_DESCRIPTION,
               "HANDLER": f"{url}handler?key={settings['handler_key']}"}
-    former, events = settings.get("public_url"), ("ONAPPUPDATE", "ONAPPUNINSTALL")
+    former = settings.get("public_url")
+    events = ("ONAPPUPDATE", "ONAPPUNINSTALL")  # ONAPPINSTALL goes to the card's own path
     for event in events:
         must("event.bind", {"event": event, "handler": url + "install"}, fine="already")
     answer = must("messageservice.sender.update", sender, fine="ERROR_SENDER_NOT_FOUND")
@@ -154,11 +155,12 @@ def register(settings, url, from_page=True):
     return sender
 
 
-def must(method, params, fine="no error"):
-    """Call Bitrix24. Out: its answer: a result, or the error that is fine. Errors: 503."""
+def must(method, params, fine=None):
+    """Call Bitrix24. Out: its answer. In: fine, a part of the error that is none. Errors: 503."""
     answer = crest.call(method, params)
     error = answer.get("error")
-    require(not error or fine in str(answer), 503, f"{error}: no {method}; try again")
+    if error and not (fine and fine in str(answer)):
+        require(False, 503, f"{error}: no {method}; try again")
     return answer
 
 
@@ -232,7 +234,8 @@ def one_pass():
     """Tell Bitrix24 what is final, ask the operator about the rest, send what is unsent.
 
     Out: {"sent": 1, "delivered": 2, "undelivered": 0, "failed": 0, "waiting": 3, "errors":
-    {"operator": "key", "portal": "CODE: what to do"}}, errors as far as there are any.
+    {"operator": "key", "portal": "CODE: what to do"}}: handed over by this pass, told in it,
+    waiting after it, and errors as far as there are any.
     Differs from PHP: 100 messages at a time, only final statuses, one pass at a time.
     Replace me: with several portals, one pass for each.
     """
@@ -251,9 +254,9 @@ def one_pass():
         totals["errors"]["operator"] = Queue.resting()
     elif Queue.due("new"):
         wake()  # for what came meanwhile: this thread has to tell and to ask
-    news = any(totals.values())
+    news = any(totals.values())  # something went on, or went wrong
     totals["waiting"] = Queue.waiting()
-    if news or not totals["waiting"]:  # if all wait, the page still says what for
+    if news or not totals["waiting"]:  # else the last pass's errors stay: they say why all wait
         crest.set_log("statuses", **totals)
         crest.update_setting_data(last_pass={"time": int(time.time()), **totals})
     return totals
@@ -276,7 +279,7 @@ def ask_and_tell(folder, totals):
 def ask(batch, totals):
     """Ask the operator what became of them, in one request; too old is "undelivered"."""
     ids = sorted({message["operator_id"] for message in batch})
-    trouble, found = operate(TROUBLES, "down", OPERATOR.statuses, operator_settings(), ids)
+    trouble, found = ask_operator(OPERATOR.statuses, operator_settings(), ids)
     if trouble:
         totals["errors"]["operator"] = trouble
     for message in batch:
@@ -291,7 +294,7 @@ def ask(batch, totals):
 def tell(folder, batch, totals):
     """Tell Bitrix24; what it took, or never will, leaves the queue. Out: does it go on?
 
-    In: 50 at most. ("messageservice.message.status.update", "batch")
+    ("messageservice.message.status.update", "batch")
     """
     answer = crest.call_batch({one["message_id"]: ("messageservice.message.status.update", {
         "CODE": SENDER_CODE, "MESSAGE_ID": one["message_id"], "STATUS": one["status"]})
@@ -307,7 +310,7 @@ def tell(folder, batch, totals):
         elif error in CRest.NEVER_HEALS or time.time() - message["received"] > KEEP:
             crest.set_log("dropped", message_id=message_id, status=status, error=error)
             Queue.remove(message_id)
-        else:  # the status is kept: the operator is not asked again
+        else:  # it stays, with its status: the operator is not asked again
             heals = error in CRest.SAVE_HEALS
             totals["errors"]["portal"] = f"{error}: {PRESS_SAVE}" if heals else error
             Queue.record(message, folder, folder)
@@ -345,6 +348,7 @@ TROUBLES = ("", "key", "money", "limit", "busy", "down")  # what it may say to a
 def send_new(once=False):
     """Send all that is due, in rounds, or in one. Out: how many the operator accepted.
 
+    In: once, for a pass: a steady stream of messages would keep it from telling and asking.
     One process sends at a time: who doesn't get the lock leaves, and who had it looks again
     after letting it go. The pool is inside: nobody is at the operator without the lock.
     """
@@ -374,19 +378,20 @@ def settle_left_over():
 
 
 def send_round(pool):
-    """What is due now: one by one until the operator accepts one, then 8 at a time.
+    """What is due now: one by one until the operator accepts one, then up to 8 at a time.
 
-    There may be trouble, and each try in doubt costs a message. An operator that is silent
-    about one holds up the others for a second. A kill leaves 8 in doubt at most.
+    One by one, as a silent operator puts each message in doubt that it is given. Then one
+    that it is silent about does not hold up the others: whoever has been answered after a
+    second makes room. A kill leaves 8 in doubt at most.
     """
-    accepted, at_once, settings = 0, 1, operator_settings()
-    waiting, running = Queue.due("new"), {}
+    settings, waiting, running = operator_settings(), Queue.due("new"), {}
+    accepted, at_once = 0, 1
     while running or (waiting and may_send()):
         free = at_once - len(running) if may_send() else 0
         for message in Queue.take(waiting[:free]):
             running[pool.submit(hand_over, message, settings)] = message
         waiting = waiting[free:]
-        for answered in wait(running, timeout=1).done:
+        for answered in wait(running, timeout=1).done:  # all, or those within a second
             message, (outcome, note) = running.pop(answered), answered.result()
             if outcome == "sent":
                 accepted, at_once = accepted + 1, 8
@@ -405,7 +410,10 @@ def hand_over(message, settings):
 
 
 def settle(message, outcome, note):
-    """From sending/ to where it belongs. In: an outcome; the operator's id, or a note."""
+    """From sending/ to where it belongs.
+
+    In: an outcome; what came with it: the operator's id if it is "sent", else a note.
+    """
     message_id, doubt = message["message_id"], outcome == "in doubt"
     crest.set_log("send", message_id=message_id, outcome=outcome, note=str(note))
     done = {**message, "to": "", "text": "", "sent": time.time()}  # keep little
@@ -416,7 +424,7 @@ def settle(message, outcome, note):
         Queue.record({**done, "status": "failed"}, "sending", "failed")
     else:
         message["in_doubt"] = doubt or message["in_doubt"]
-        waited = time.time() - message["received"]  # so pauses double; postpone() ends that
+        waited = time.time() - message["received"]  # so pauses double, up to an hour
         Queue.move_back(message, max(OUTCOMES[outcome], waited))
 
 
@@ -519,7 +527,7 @@ def post(url, method="POST", **what):
 
 
 def mapping(answer, *names):
-    """answer[name][name] as a dict, or {}; PHP makes {} a list, and {"0": ...}, too."""
+    """Walk down answer[name][name]. Out: a dict, or {}. PHP writes {} as [], {"0": x} as [x]."""
     for name in names:
         answer = mapping(answer).get(name)
     if isinstance(answer, list):
@@ -564,8 +572,9 @@ class CRest:
         Errors: 403 not ours, another portal, no administrator; 503. ("app.info")
         """
         require(not MISSING, 503, f"NO_CLIENT_ID: set {' and '.join(MISSING)}, restart")
-        names = {"access_token": "AUTH_ID", "refresh_token": "REFRESH_ID",
-                 "application_token": "APPLICATION_TOKEN"}  # names in auth[...]: in a frame
+        names = {  # in an event as auth[...]: in a frame
+            "access_token": "AUTH_ID", "refresh_token": "REFRESH_ID",
+            "application_token": "APPLICATION_TOKEN"}
         found = {event: fields.get(frame, fields.get(f"auth[{event}]", ""))
                  for event, frame in names.items()}
         status, answer = self.request(APP_INFO, data={"auth": found["access_token"]})
@@ -737,9 +746,10 @@ def locked(name, wait=True):
 class Queue:
     """Replace me: what waits, a JSON file each, in the folder that says how far it is.
 
-    After a crash a message may lie in two: the later folder counts, and whoever works on
-    the earlier one, the sender or the pass, removes it there. A file's mtime says when it
-    is due, and nothing else. Plain functions, as there is one queue.
+    A message may lie in two: move_back() was killed, or Bitrix24 repeated one that is in
+    sent/. The later folder counts, and whoever reads it in the earlier one, the sender or
+    the pass, removes it there. A file's mtime says when it is due, and nothing else.
+    Plain functions, as there is one queue.
     """
 
     def path(folder, message_id):
@@ -787,7 +797,10 @@ class Queue:
         return list(Queue.read("sending", ids))
 
     def move_back(message, pause):
-        """From sending/ to new/: with news in it, so written there, then removed here."""
+        """From sending/ to new/, with a doubt in it: written there, then removed here.
+
+        A kill in between leaves it in both: the one in sending/ counts, as in doubt.
+        """
         path, message_id = Queue.path("sending", message["message_id"]), message["message_id"]
         if os.path.exists(path):  # else clear() took it meanwhile
             write(Queue.path("new", message_id), message)
@@ -795,14 +808,15 @@ class Queue:
             os.unlink(path)
 
     def record(message, folder, later):
-        """Written over what is there, in one write, then renamed: a new file costs most.
+        """Written over what is there, then renamed: to make a new file would take longest.
 
         A kill in between leaves it in its folder with the outcome inside: settle_left_over().
+        If a power cut tears the one write, read() sets it aside: it is never sent again.
         """
         path = Queue.path(folder, message["message_id"])
         with suppress(FileNotFoundError), open(path, "r+b") as file:
             size = os.fstat(file.fileno()).st_size
-            file.write(json.dumps(message).encode().ljust(size))  # spaces for the text
+            file.write(json.dumps(message).encode().ljust(size))  # spaces over the text
             file.flush()
             os.fsync(file.fileno())
             os.rename(path, Queue.path(later, message["message_id"]))
@@ -867,13 +881,17 @@ SMSRU_STATUSES = {-1: "", 100: "", 101: "", 102: "", 103: "delivered", 110: "del
 def operate(words, unsure, work, *args):
     """The one place that calls an operator. Out: one of these words, and what came with it.
 
-    In: unsure, what an exception or any other answer means: "in doubt" for send().
+    In: unsure, the word for an exception, and for any answer that is no such pair.
     """
-    with suppress(TypeError, ValueError):  # it raised, or this is no pair
-        word, found = attempt(work, *args)
-        if word in words:
-            return word, found
+    answer = attempt(work, *args)
+    if isinstance(answer, tuple) and len(answer) == 2 and answer[0] in words:
+        return answer
     return unsure, "mistake"
+
+
+def ask_operator(question, *args):
+    """Its check or statuses: to a question, whatever makes no sense is "down"."""
+    return operate(TROUBLES, "down", question, *args)
 
 
 def operator_settings():
@@ -923,12 +941,12 @@ class SmsRu:
                "ru": ("Ключ API", "api_id из настроек личного кабинета SMS.ru")},)
 
     def request(path, settings, **fields):
-        """Out: "" and its answer about all or the only message, or trouble and a code."""
+        """Out: "" and the answer, or trouble and a code. /sms/send: its one entry is meant."""
         fields = {**fields, "api_id": settings["api_key"], "json": 1}
         status, answer = post(SMSRU_URL + path, data=fields)
         if status in HTTP_SAYS:
             return HTTP_SAYS[status], status
-        if path == "/sms/send":  # one number: its entry, if there is one
+        if path == "/sms/send":  # one number a request; without an entry it is refused as a whole
             answer = next(iter(mapping(answer, "sms").values()), answer)
         code = mapping(answer).get("status_code")
         if not isinstance(code, int):  # SMS.ru did not write this
@@ -944,7 +962,7 @@ class SmsRu:
         to = re.sub(r"^8(?=\d{10}$)", "7", digits)  # 8 925 is +7 925
         trouble, answer = SmsRu.request("/sms/send", settings, to=to, msg=message["text"],
                                         test=SMSRU_TEST or None)
-        if message["in_doubt"] and answer in (231, 232):  # had the same text just now
+        if message["in_doubt"] and answer in (231, 232):  # "repeated": our first try arrived
             return "sent", ""
         return (trouble, answer) if trouble else ("sent", answer["sms_id"])
 
@@ -1042,7 +1060,8 @@ def main(command=""):
         server = make_server(HOST, PORT, app, Server, Connection)
     except OSError as error:
         sys.exit(f"Can't listen on {HOST}:{PORT}: {error.strerror}. Set HOST or PORT.")
-    print(f"http://{HOST}:{PORT}/ with the operator {SMS_OPERATOR}{DEMO_NOTE}\n{card()}", flush=True)
+    print(f"http://{HOST}:{PORT}/ with the operator {SMS_OPERATOR}{DEMO_NOTE}")
+    print(card(), flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
     thread = threading.Thread(target=passes)
     with suppress(KeyboardInterrupt):
