@@ -72,6 +72,7 @@ SMSRU_URL, SMSRU_TEST = env("SMSRU_URL", "https://sms.ru").rstrip("/"), env("SMS
 SENDER_CODE = env("SENDER_CODE", "fastsms")
 SENDER_NAME = env("SENDER_NAME", "Provider FastSms")
 SENDER_DESCRIPTION = "Description sms provider"
+DEMO_NOTE = " (demo: nothing is sent)"  # behind the name, as long as the operator is Demo
 
 HOUR, KEEP = 3600, 14 * 24 * 3600  # seconds; no message is kept longer than KEEP
 TIMEOUT = (5, 30)  # seconds to connect, seconds of silence
@@ -138,8 +139,8 @@ def register(settings, url, from_page=True):
     Out: the parameters with which the page then calls sender.add; without a page we do. url
     is saved last: until then /index warns, and Save repairs it. ("messageservice.sender.add")
     """
-    sender = {"CODE": SENDER_CODE, "TYPE": "SMS", "NAME": SENDER_NAME + DEMO_NOTE,
-              "DESCRIPTION": SENDER_DESCRIPTION,
+    sender = {"CODE": SENDER_CODE, "TYPE": "SMS", "DESCRIPTION": SENDER_DESCRIPTION,
+              "NAME": SENDER_NAME + DEMO_NOTE if OPERATOR is Demo else SENDER_NAME,
               "HANDLER": f"{url}handler?key={settings['handler_key']}"}
     former = settings.get("public_url")
     events = ("ONAPPUPDATE", "ONAPPUNINSTALL")  # ONAPPINSTALL goes to the card's own path
@@ -884,7 +885,7 @@ def operate(words, unsure, work, *args):
     In: unsure, the word for an exception, and for any answer that is no such pair.
     """
     answer = attempt(work, *args)
-    if isinstance(answer, tuple) and len(answer) == 2 and answer[0] in words:
+    if isinstance(answer, tuple) and len(answer) == 2 and answer[0] in tuple(words):
         return answer
     return unsure, "mistake"
 
@@ -978,7 +979,6 @@ OPERATORS = {"demo": Demo, "smsru": SmsRu}
 if SMS_OPERATOR not in OPERATORS:
     sys.exit(f"SMS_OPERATOR is one of {', '.join(OPERATORS)}")
 OPERATOR = OPERATORS[SMS_OPERATOR]
-DEMO_NOTE = " (demo: nothing is sent)" if OPERATOR is Demo else ""  # behind the sender's name
 crest = CRest()  # Replace me: your subclass
 app.default_error_handler = error_in_json
 BACKGROUND = ThreadPoolExecutor(1)  # its thread starts with the first message
@@ -1040,6 +1040,25 @@ def way_in():
     return f"PUBLIC_URL {here} to this application"
 
 
+def serve():
+    """Until SIGTERM or Ctrl-C; then what is at the operator is still waited for."""
+    try:
+        server = make_server(HOST, PORT, app, Server, Connection)
+    except OSError as error:
+        sys.exit(f"Can't listen on {HOST}:{PORT}: {error.strerror}. Set HOST or PORT.")
+    note = DEMO_NOTE if OPERATOR is Demo else ""
+    print(f"http://{HOST}:{PORT}/ with the operator {SMS_OPERATOR}{note}\n{card()}", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
+    thread = threading.Thread(target=passes)
+    with suppress(KeyboardInterrupt):
+        thread.start()
+        server.serve_forever()
+    STOP.set()
+    server.server_close()
+    BACKGROUND.shutdown(cancel_futures=True)
+    thread.join()
+
+
 def main(command=""):
     if command not in ("", "statuses", "checkserver"):
         print("Usage: python app.py [statuses | checkserver | --help]", __doc__, sep="\n\n")
@@ -1052,25 +1071,11 @@ def main(command=""):
         print(json.dumps(totals))
         sys.exit(bool(totals["errors"]))
     mend = crest.check_server()
-    print("\n".join(mend) or "This server can run the application.")
+    print(*mend or ["This server can run the application."], sep="\n")
     if command == "checkserver":
         print(card(), way_in() if PUBLIC_URL and not mend else "", sep="\n")
         sys.exit(bool(mend))
-    try:
-        server = make_server(HOST, PORT, app, Server, Connection)
-    except OSError as error:
-        sys.exit(f"Can't listen on {HOST}:{PORT}: {error.strerror}. Set HOST or PORT.")
-    print(f"http://{HOST}:{PORT}/ with the operator {SMS_OPERATOR}{DEMO_NOTE}")
-    print(card(), flush=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
-    thread = threading.Thread(target=passes)
-    with suppress(KeyboardInterrupt):
-        thread.start()
-        server.serve_forever()
-    STOP.set()
-    server.server_close()
-    BACKGROUND.shutdown(cancel_futures=True)
-    thread.join()
+    serve()
 
 
 if __name__ == "__main__":
