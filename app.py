@@ -44,6 +44,7 @@ from bottle import TEMPLATE_PATH, Bottle, HTTPResponse, request, response, templ
 
 # ---- Settings (settings.php): the environment, then constants with their units ---------
 def env(name, default="", kind=str):
+    """A variable of the environment, or its default if it is not set or empty."""
     try:
         return kind(os.environ.get(name) or default)
     except ValueError:
@@ -60,7 +61,7 @@ OAUTH_URL = env("OAUTH_URL", "https://oauth.bitrix24.tech").rstrip("/")
 BX24_JS_URL = env("BX24_JS_URL", "https://api.bitrix24.com/api/v1/")
 PUBLIC_URL = env("PUBLIC_URL")  # with its path: https://mydomain.ru/sms/
 HOST, PORT = env("HOST", "127.0.0.1"), env("PORT", 8080, int)
-STATUSES_EVERY = env("STATUSES_EVERY", 60, float)  # seconds between passes; 0: cron makes them
+STATUSES_EVERY = env("STATUSES_EVERY", 60, float)  # seconds between passes of python app.py; 0: cron
 RETRY_AFTER = env("RETRY_AFTER", 60, float)  # seconds before anything is tried again
 GIVE_UP_UNSENT = env("GIVE_UP_UNSENT", 24, float)  # hours, then the message is "failed"
 GIVE_UP_WAITING = env("GIVE_UP_WAITING", 72, float)  # hours, then it is "undelivered"
@@ -103,8 +104,8 @@ def install():
         return {"result": True}
     known = crest.get_setting_data().get("application_token", "")
     given = fields.get("auth[application_token]", "")
-    proven = known and compare_digest(known.encode(), given.encode())
-    require(proven and fields["event"] == "ONAPPUNINSTALL", 403, "WRONG_EVENT: not our portal")
+    right = known and compare_digest(known.encode(), given.encode())
+    require(right and fields["event"] == "ONAPPUNINSTALL", 403, "WRONG_EVENT: not our portal")
     with locked("settings"):
         crest.set_setting_data({})
     if fields.get("data[CLEAN]") == "1":
@@ -136,8 +137,9 @@ def save():
 def register(settings, url, from_page=True):
     """Bind the events at url, move the sender there, then let the former address go.
 
-    Out: the parameters with which the page then calls sender.add; without a page we do. url
-    is saved last: until then /index warns, and Save repairs it. ("messageservice.sender.add")
+    Out: the parameters with which the page then calls sender.add, whose "already installed"
+    is fine; without a page we do. url is saved last: until then /index warns, and Save
+    repairs it. ("messageservice.sender.add")
     """
     sender = {"CODE": SENDER_CODE, "TYPE": "SMS", "DESCRIPTION": SENDER_DESCRIPTION,
               "NAME": SENDER_NAME + DEMO_NOTE if OPERATOR is Demo else SENDER_NAME,
@@ -145,8 +147,8 @@ def register(settings, url, from_page=True):
     former = settings.get("public_url")
     events = ("ONAPPUPDATE", "ONAPPUNINSTALL")  # ONAPPINSTALL goes to the card's own path
     for event in events:
-        must("event.bind", {"event": event, "handler": url + "install"}, fine="already")
-    answer = must("messageservice.sender.update", sender, fine="ERROR_SENDER_NOT_FOUND")
+        must("event.bind", {"event": event, "handler": url + "install"}, harmless="already")
+    answer = must("messageservice.sender.update", sender, harmless="ERROR_SENDER_NOT_FOUND")
     if "error" in answer and not from_page:
         must("messageservice.sender.add", sender)
     if former and former != url:
@@ -156,11 +158,11 @@ def register(settings, url, from_page=True):
     return sender
 
 
-def must(method, params, fine=None):
-    """Call Bitrix24. Out: its answer. In: fine, a part of the error that is none. Errors: 503."""
+def must(method, params, harmless=None):
+    """Call Bitrix24. Out: its answer, without error or with this harmless one. Errors: 503."""
     answer = crest.call(method, params)
     error = answer.get("error")
-    if error and not (fine and fine in str(answer)):
+    if error and not (harmless and harmless in str(answer)):
         require(False, 503, f"{error}: no {method}; try again")
     return answer
 
@@ -209,7 +211,7 @@ def handler():
         "text": fields.get("message_body", ""),  # both empty once the operator has them
         "received": time.time(),
         "in_doubt": False,  # was tried, and nobody knows whether the operator has it
-        "operator_id": "", "sent": 0,  # the operator's id; when it was handed over
+        "operator_id": "", "sent_at": 0,  # the operator's id; when it was handed over
         "status": "",  # what Bitrix24 is still to be told, one of FINAL
     })
     crest.set_log("handler", message_id=message_id)
@@ -219,8 +221,10 @@ def handler():
 
 def wake():
     """Send in the background; while the app ends, a message waits for its next start."""
-    with suppress(RuntimeError):
-        BACKGROUND.submit(attempt, send_new)
+    if not WOKEN.is_set():  # else a round is to begin, and will find this one, too
+        WOKEN.set()
+        with suppress(RuntimeError):
+            BACKGROUND.submit(attempt, send_new)
 
 
 # ---- statuses.php: one pass over the queue ---------------------------------------------
@@ -235,8 +239,8 @@ def one_pass():
     """Tell Bitrix24 what is final, ask the operator about the rest, send what is unsent.
 
     Out: {"sent": 1, "delivered": 2, "undelivered": 0, "failed": 0, "waiting": 3, "errors":
-    {"operator": "key", "portal": "CODE: what to do"}}: handed over by this pass, told in it,
-    waiting after it, and errors as far as there are any.
+    {"operator": "key", "portal": "CODE: what to do"}}: handed over by this pass (or told
+    "sent": no more will be known), told in it, waiting after it; errors, if there are any.
     Differs from PHP: 100 messages at a time, only final statuses, one pass at a time.
     Replace me: with several portals, one pass for each.
     """
@@ -255,9 +259,9 @@ def one_pass():
         totals["errors"]["operator"] = Queue.resting()
     elif Queue.due("new"):
         wake()  # for what came meanwhile: this thread has to tell and to ask
-    news = any(totals.values())  # something went on, or went wrong
-    totals["waiting"] = Queue.waiting()
-    if news or not totals["waiting"]:  # else the last pass's errors stay: they say why all wait
+    idle = not any(totals.values())  # after trouble all wait, and a pass finds nothing due:
+    totals["waiting"] = Queue.waiting()  # the report that says why stays on the page
+    if not (idle and totals["waiting"]):
         crest.set_log("statuses", **totals)
         crest.update_setting_data(last_pass={"time": int(time.time()), **totals})
     return totals
@@ -284,7 +288,7 @@ def ask(batch, totals):
     if trouble:
         totals["errors"]["operator"] = trouble
     for message in batch:
-        age = time.time() - message["sent"]
+        age = time.time() - message["sent_at"]
         status = mapping(found).get(message["operator_id"])
         if status in FINAL or age > GIVE_UP_WAITING * HOUR:
             message["status"] = status if status in FINAL else "undelivered"
@@ -314,7 +318,7 @@ def tell(folder, batch, totals):
         else:  # it stays, with its status: the operator is not asked again
             heals = error in CRest.SAVE_HEALS
             totals["errors"]["portal"] = f"{error}: {PRESS_SAVE}" if heals else error
-            Queue.record(message, folder, folder)
+            Queue.record(message, folder)
             Queue.postpone(folder, message_id, max(RETRY_AFTER, time.time() - message["received"]))
     return not answer["error"]
 
@@ -353,6 +357,7 @@ def send_new(once=False):
     One process sends at a time: who doesn't get the lock leaves, and who had it looks again
     after letting it go. The pool is inside: nobody is at the operator without the lock.
     """
+    WOKEN.clear()
     accepted = 0
     with suppress(BlockingIOError):  # somebody else sends
         while Queue.due("new", "sending") and may_send():
@@ -365,6 +370,7 @@ def send_new(once=False):
 
 
 def may_send():
+    """Not while the app ends, and not after trouble."""
     return not STOP.is_set() and not Queue.resting()
 
 
@@ -381,9 +387,9 @@ def settle_left_over():
 def send_round(pool):
     """What is due now: one by one until the operator accepts one, then up to 8 at a time.
 
-    One by one, as a silent operator puts each message in doubt that it is given. Then one
-    that it is silent about does not hold up the others: whoever has been answered after a
-    second makes room. A kill leaves 8 in doubt at most.
+    First one by one, as an operator that is silent puts each message in doubt that it gets.
+    Later the places of those that are answered are filled again after a second at the latest,
+    so that silence about one does not hold up the rest. A kill leaves 8 in doubt at most.
     """
     settings, waiting, running = operator_settings(), Queue.due("new"), {}
     accepted, at_once = 0, 1
@@ -396,7 +402,7 @@ def send_round(pool):
             message, (outcome, note) = running.pop(answered), answered.result()
             if outcome == "sent":
                 accepted, at_once = accepted + 1, 8
-            elif outcome not in ("failed", "later") and not Queue.resting():
+            elif outcome not in ("failed", "later") and not Queue.resting():  # the first counts
                 Queue.rest(OUTCOMES[outcome], outcome)
             attempt(settle, message, outcome, note)  # if it raises, the others go on
     return accepted
@@ -407,7 +413,7 @@ def hand_over(message, settings):
     old = time.time() - message["received"] > GIVE_UP_UNSENT * HOUR
     if old or not re.search(r"\d", message["to"]) or not message["text"].strip():
         return "failed", "too old, no number, or no text"
-    return operate(OUTCOMES, "in doubt", OPERATOR.send, settings, message)
+    return operate(OPERATOR.send, settings, message, words=OUTCOMES, unsure="in doubt")
 
 
 def settle(message, outcome, note):
@@ -417,7 +423,7 @@ def settle(message, outcome, note):
     """
     message_id, doubt = message["message_id"], outcome == "in doubt"
     crest.set_log("send", message_id=message_id, outcome=outcome, note=str(note))
-    done = {**message, "to": "", "text": "", "sent": time.time()}  # keep little
+    done = {**message, "to": "", "text": "", "sent_at": time.time()}  # keep little
     if outcome == "sent":  # without an id nobody can ask what became of it
         done.update(operator_id=str(note or ""), status="" if note else "sent")
         Queue.record(done, "sending", "sent")
@@ -449,7 +455,10 @@ def form():
 
 
 def page(name, fields, **state):
-    """The frame's own tokens go back in this page, which only its portal may frame."""
+    """One of views/: "install", "index", or "outside" for who has come without a frame.
+
+    The frame's own tokens go back in this page, which only its portal may frame.
+    """
     scheme = "http" if fields.get("PROTOCOL") == "0" else "https"
     host = re.fullmatch(r"[\w.-]+(:\d+)?", fields.get("DOMAIN", ""), re.ASCII)
     portal = f"{scheme}://{host[0]}" if host else "'none'"
@@ -461,6 +470,7 @@ def page(name, fields, **state):
 
 @app.hook("after_request")
 def safe_headers():
+    """Each page and answer may hold a secret: it is not kept, and its address not passed on."""
     response.headers.update({"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
 
 
@@ -488,7 +498,10 @@ def check_key():
 
 
 def public_url():
-    """Where the portal reaches us. Not from X-Forwarded-Host: anybody can write that."""
+    """Where the portal reaches us, with "/" at its end. Errors: 400, neither https nor loopback.
+
+    The Host of a request can be forged: only a proven administrator's is saved.
+    """
     host = request.environ.get("HTTP_HOST", "")
     scheme = "http" if LOOPBACK.match(f"http://{host}") else "https"
     url = (PUBLIC_URL or f"{scheme}://{host}").rstrip("/") + "/"
@@ -573,7 +586,7 @@ class CRest:
         Errors: 403 not ours, another portal, no administrator; 503. ("app.info")
         """
         require(not MISSING, 503, f"NO_CLIENT_ID: set {' and '.join(MISSING)}, restart")
-        names = {  # in an event as auth[...]: in a frame
+        names = {  # the name in an event's auth[...]: the name in a frame
             "access_token": "AUTH_ID", "refresh_token": "REFRESH_ID",
             "application_token": "APPLICATION_TOKEN"}
         found = {event: fields.get(frame, fields.get(f"auth[{event}]", ""))
@@ -611,7 +624,7 @@ class CRest:
         answer = self.call_curl(settings, method, params)
         if answer.get("error") == "HTTP_302":  # the portal was renamed
             answer = self.call_curl(self.get_new_endpoint(settings), method, params)
-        if answer.get("error") == "expired_token":  # never before, or we may get blocked
+        if answer.get("error") == "expired_token":  # to renew earlier may get us blocked
             answer = self.call_curl(self.get_new_auth(settings), method, params)
         return answer
 
@@ -677,7 +690,10 @@ class CRest:
         return whole
 
     def set_log(self, kind, **data):
-        """Replace me. In: names, ids and codes; never a text, a token, a full number."""
+        """Replace me. In: names, ids and codes; never a text, a token, a full number.
+
+        Out: a line of JSON in logs/app.log, and in the terminal.
+        """
         LOG.info(json.dumps({"time": time.strftime("%F %T"), "type": kind, **data}))
 
     def check_server(self):
@@ -808,11 +824,12 @@ class Queue:
             Queue.postpone("new", message_id, pause)
             os.unlink(path)
 
-    def record(message, folder, later):
-        """Written over what is there, then renamed: to make a new file would take longest.
+    def record(message, folder, later=None):
+        """Written over what is there, then renamed, if there is a later folder to go to.
 
-        A kill in between leaves it in its folder with the outcome inside: settle_left_over().
-        If a power cut tears the one write, read() sets it aside: it is never sent again.
+        Not with write(): a new file takes most of the time that a message needs. A kill in
+        between leaves it in its folder with the outcome inside: settle_left_over(). If a
+        power cut tears the write, read() sets it aside: it is never sent again.
         """
         path = Queue.path(folder, message["message_id"])
         with suppress(FileNotFoundError), open(path, "r+b") as file:
@@ -820,7 +837,7 @@ class Queue:
             file.write(json.dumps(message).encode().ljust(size))  # spaces over the text
             file.flush()
             os.fsync(file.fileno())
-            os.rename(path, Queue.path(later, message["message_id"]))
+            os.rename(path, Queue.path(later or folder, message["message_id"]))
 
     def postpone(folder, message_id, pause):
         """Due again in so many seconds, an hour at most."""
@@ -829,15 +846,17 @@ class Queue:
             os.utime(Queue.path(folder, message_id), (due, due))
 
     def remove(message_id):
-        """From all folders, new/ first: what comes after that is a genuine resend."""
+        """From all folders, new/ first: a duplicate there must not outlive the others."""
         for folder in FOLDERS:
             with suppress(FileNotFoundError):
                 os.unlink(Queue.path(folder, message_id))
 
     def waiting():
+        """How many there are, in all folders, due or not."""
         return len(list(QUEUE.glob("*/*.json")))
 
     def clear():
+        """The administrator uninstalled the app and asked for that: data[CLEAN]=1."""
         for path in (*QUEUE.glob("*/*.json"), *QUEUE.glob("*.unreadable")):
             path.unlink(missing_ok=True)
 
@@ -879,20 +898,20 @@ SMSRU_STATUSES = {-1: "", 100: "", 101: "", 102: "", 103: "delivered", 110: "del
                   **dict.fromkeys((104, 105, 106, 107, 108, 150), "undelivered")}
 
 
-def operate(words, unsure, work, *args):
+def operate(work, *args, words, unsure):
     """The one place that calls an operator. Out: one of these words, and what came with it.
 
     In: unsure, the word for an exception, and for any answer that is no such pair.
     """
     answer = attempt(work, *args)
-    if isinstance(answer, tuple) and len(answer) == 2 and answer[0] in tuple(words):
+    if isinstance(answer, tuple) and len(answer) == 2 and answer[0] in list(words):
         return answer
     return unsure, "mistake"
 
 
 def ask_operator(question, *args):
     """Its check or statuses: to a question, whatever makes no sense is "down"."""
-    return operate(TROUBLES, "down", question, *args)
+    return operate(question, *args, words=TROUBLES, unsure="down")
 
 
 def operator_settings():
@@ -942,18 +961,18 @@ class SmsRu:
                "ru": ("Ключ API", "api_id из настроек личного кабинета SMS.ru")},)
 
     def request(path, settings, **fields):
-        """Out: "" and the answer, or trouble and a code. /sms/send: its one entry is meant."""
+        """Out: "" and the answer, or trouble and SMS.ru's code, for ask_operator() too."""
         fields = {**fields, "api_id": settings["api_key"], "json": 1}
         status, answer = post(SMSRU_URL + path, data=fields)
         if status in HTTP_SAYS:
             return HTTP_SAYS[status], status
-        if path == "/sms/send":  # one number a request; without an entry it is refused as a whole
+        if path == "/sms/send":  # the entry of its one number; there is none if all is refused
             answer = next(iter(mapping(answer, "sms").values()), answer)
         code = mapping(answer).get("status_code")
         if not isinstance(code, int):  # SMS.ru did not write this
             return "in doubt", "no sense"
         trouble = SMSRU_TROUBLE.get(code, "failed")
-        return trouble, code if trouble else answer
+        return (trouble, code) if trouble else ("", answer)
 
     def check(settings):
         return SmsRu.request("/auth/check", settings)
@@ -975,6 +994,7 @@ class SmsRu:
 
 
 # ---- Run: the operator, the log, python app.py [statuses | checkserver] ----------------
+# Replace me: add your operator
 OPERATORS = {"demo": Demo, "smsru": SmsRu}
 if SMS_OPERATOR not in OPERATORS:
     sys.exit(f"SMS_OPERATOR is one of {', '.join(OPERATORS)}")
@@ -982,6 +1002,7 @@ OPERATOR = OPERATORS[SMS_OPERATOR]
 crest = CRest()  # Replace me: your subclass
 app.default_error_handler = error_in_json
 BACKGROUND = ThreadPoolExecutor(1)  # its thread starts with the first message
+WOKEN = threading.Event()  # it has work that it has not begun
 LOG = logging.getLogger("app")  # one JSON object a line; rotation is logrotate's
 LOG.setLevel(logging.INFO)
 LOG.propagate = logging.raiseExceptions = False  # a full disk must not refuse a message
@@ -1005,6 +1026,8 @@ def attempt(work, *args):
 
 
 class Server(ThreadingMixIn, WSGIServer):
+    """A thread for each connection, as bottle's own server has one for all."""
+
     daemon_threads = True  # they do not hold up the end
     request_queue_size = 1024  # Bitrix24 may call a thousand times at once
 
@@ -1013,6 +1036,8 @@ class Server(ThreadingMixIn, WSGIServer):
 
 
 class Connection(WSGIRequestHandler):
+    """Any other WSGI server will do: see README."""
+
     timeout = 30  # seconds of silence
 
     def log_message(self, *_):
@@ -1020,6 +1045,7 @@ class Connection(WSGIRequestHandler):
 
 
 def passes():
+    """One pass after the other, in a thread of its own; a mistake ends one, not all."""
     while STATUSES_EVERY and not STOP.wait(STATUSES_EVERY):
         attempt(one_pass)
 
@@ -1060,6 +1086,7 @@ def serve():
 
 
 def main(command=""):
+    """Exit codes: 0; 1 if the pass met trouble, the server is to be mended, or can't listen."""
     if command not in ("", "statuses", "checkserver"):
         print("Usage: python app.py [statuses | checkserver | --help]", __doc__, sep="\n\n")
         sys.exit(command != "--help")

@@ -176,7 +176,7 @@ class Home:
         def empty():
             for message_id, message in stored(self.app).items():
                 if message["operator_id"]:  # as if months had passed, for an id that was a lie
-                    change(self.app, message_id, sent=1000)
+                    change(self.app, message_id, sent_at=1000)
             make_due(self.app)
             return self.one_pass()["waiting"] == 0
         until(empty, 30, "the queue does not become empty")

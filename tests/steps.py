@@ -150,7 +150,7 @@ def rested(app):
 def lay(world, folder, message_id, text="laid down", **news):
     """Lay a message down in a folder, as a killed process leaves it; the portal knows it, too."""
     message = {"message_id": message_id, "to": PHONE, "text": text, "received": time.time(),
-               "in_doubt": False, "operator_id": "", "sent": 0, "status": "", **news}
+               "in_doubt": False, "operator_id": "", "sent_at": 0, "status": "", **news}
     path_of(world.app, message_id, folder).write_text(json.dumps(message), "utf-8")
     world.portal.messages[message_id] = {
         "to": PHONE, "body": text, "code": code_of(world), "status": "sent",

@@ -43,11 +43,11 @@ def accepted(world, text="accepted before"):
     """What a file says of a message that the operator has."""
     sms_id = f"before-{len(world.smsru.sent)}"
     world.smsru.sent.append({"to": NUMBER, "msg": text, "sms_id": sms_id, "time": 0, "test": False})
-    return {"to": "", "text": "", "operator_id": sms_id, "sent": time.time()}
+    return {"to": "", "text": "", "operator_id": sms_id, "sent_at": time.time()}
 
 
 def refused():
-    return {"to": "", "text": "", "sent": time.time(), "status": "failed"}
+    return {"to": "", "text": "", "sent_at": time.time(), "status": "failed"}
 
 
 def lay_in(world, folder, message_id, text):

@@ -426,7 +426,7 @@ def live(world):
     world.smsru.codes["79161234568"] = 207
     for to, text in ((PHONE, TEXT), ("+79161234568", TEXT), (PHONE, "refuse me")):
         send(world, text, to)
-    until(lambda: all(message["sent"] for message in stored(app).values()))
+    until(lambda: all(message["sent_at"] for message in stored(app).values()))
     world.portal.expire_tokens()
     world.portal.trouble = portal_error
     seen += [requests.get(handler.replace("handler", "statuses"), timeout=10).text]

@@ -82,7 +82,7 @@ def test_an_older_message_is_asked_about_less_often(world, age, wait):
     message_id, = on_its_way(world, "slow")
     world.smsru.delivery = {"79110000000": 102}
     now = time.time()
-    change(world.app, message_id, received=now - age, sent=now - age)
+    change(world.app, message_id, received=now - age, sent_at=now - age)
     one_pass(world)
     assert wait * 0.95 - 3 < pause(world.app, message_id) < wait * 1.05 + 3
     one_pass(world)
@@ -95,7 +95,7 @@ def test_a_message_without_a_final_status_is_given_up_after_72_hours(world, hour
     message_id, = on_its_way(world, "lost")
     world.smsru.delivery = {"79110000000": code}
     change(world.app, message_id, received=time.time() - hours * HOUR,
-           sent=time.time() - hours * HOUR)
+           sent_at=time.time() - hours * HOUR)
     one_pass(world)
     assert history(world, message_id)[1:] == ([status] if status else [])
     assert bool(world.app.queue()) == (status is None)
@@ -106,7 +106,7 @@ def test_the_hours_of_giving_up_can_be_set(world):
     late, = unsent(world, "unsent")
     world.smsru.delivery = {"79110000000": 102}
     for message_id in (late, lost):
-        change(world.app, message_id, received=time.time() - HOUR, sent=time.time() - HOUR)
+        change(world.app, message_id, received=time.time() - HOUR, sent_at=time.time() - HOUR)
     other = world.new_app(DATA_DIR=world.app.data, GIVE_UP_UNSENT=0.5, GIVE_UP_WAITING=0.5)
     for _ in range(2):
         make_due(other)
@@ -122,7 +122,7 @@ def test_100_ids_an_ask_and_50_statuses_a_batch(world):
     sent = world.smsru.sent[-1]
     for number in range(229):  # the operator and the portal know these as well
         sms_id = f"copied-{number}"
-        lay(world, "sent", f"copy-{number}", "", operator_id=sms_id, sent=time.time())
+        lay(world, "sent", f"copy-{number}", "", operator_id=sms_id, sent_at=time.time())
         world.smsru.sent.append({**sent, "sms_id": sms_id})
     make_due(world.app)
     world.smsru.delay = 0
@@ -229,7 +229,7 @@ def lay_finals(world, folder, count):
     """So many messages whose end is known, and the portal is to be told."""
     status = {"sent": "delivered", "failed": "failed"}[folder]
     for number in range(count):
-        lay(world, folder, f"{folder}-{number}", "", status=status, sent=time.time())
+        lay(world, folder, f"{folder}-{number}", "", status=status, sent_at=time.time())
 
 
 @pytest.mark.parametrize("trouble", [broken_portal, overloaded])
@@ -337,7 +337,7 @@ def test_passes_run_by_themselves_inside_the_app(world):
 @pytest.mark.parametrize("down", [True, False])
 def test_an_operator_in_trouble_is_asked_once_a_pass(world, down):
     for number in range(250):
-        lay(world, "sent", f"m{number}", "", operator_id=f"1-{number}", sent=time.time())
+        lay(world, "sent", f"m{number}", "", operator_id=f"1-{number}", sent_at=time.time())
     world.smsru.down, world.smsru.refuse = down, 200
     assert one_pass(world)["errors"] == {"operator": "down" if down else "key"}
     assert len(calls(world.smsru, "/sms/status")) == 1

@@ -92,9 +92,9 @@ class Queue(app.Queue):  # whose clear() and sweep() find no files here
         return sql(f"UPDATE messages SET state = 'sending' {MINE} AND state = 'new'"
                    " AND message_id = ANY(%(ids)s) RETURNING data", ids=ids)
 
-    def record(message, folder, later):
+    def record(message, folder, later=None):
         sql(f"UPDATE messages SET data = %(data)s, state = %(later)s, due = {NOW} {THERE}",
-            id=message["message_id"], folder=folder, data=json.dumps(message), later=later)
+            id=message["message_id"], folder=folder, data=json.dumps(message), later=later or folder)
     def postpone(folder, message_id, pause):
         sql(f"UPDATE messages SET due = {NOW} + %(pause)s {THERE}",
             id=message_id, folder=folder, pause=min(pause, app.HOUR))
@@ -108,7 +108,6 @@ class Queue(app.Queue):  # whose clear() and sweep() find no files here
         Queue.rest(0)
     def waiting():
         return sql(f"SELECT count(*) FROM messages {MINE}")[0]
-
     def rest(seconds, outcome=""):
         sql(f"UPDATE settings SET rests_until = {NOW} + %(seconds)s, reason = %(outcome)s {MINE}",
             seconds=seconds, outcome=outcome)
@@ -145,6 +144,7 @@ def pass_of(member_id, one_pass=app.one_pass):
 
 app.crest, app.Queue, app.locked, app.one_pass = MyRest(), Queue, locked, every_pass
 app.ThreadPoolExecutor, app.BACKGROUND, application = Executor, Executor(8), app.application
+app.WOKEN.is_set = bool  # no: each portal's messages are work of its own
 PASSES = Executor(8)  # of its own: silent portals do not hold up sending
 if __name__ == "__main__":
     app.main(*sys.argv[1:2])

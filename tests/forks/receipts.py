@@ -13,7 +13,7 @@ INDEX.mkdir(exist_ok=True)
 
 
 class Queue(USUAL):
-    def record(message, folder, later):
+    def record(message, folder, later=None):
         USUAL.record(message, folder, later)
         with suppress(OSError):  # no id, or there already, or no room: then asking will do
             link = INDEX / app.Path(message["operator_id"]).name

@@ -173,7 +173,7 @@ class Rows(Files):
     def put(self, member_id, state, **news):
         """One more message of this portal, due, though nobody was told."""
         message = {"message_id": uuid.uuid4().hex, "to": "", "text": "", "received": time.time(),
-                   "in_doubt": False, "operator_id": "", "sent": 0, "status": "", **news}
+                   "in_doubt": False, "operator_id": "", "sent_at": 0, "status": "", **news}
         self.sql("INSERT INTO messages (member_id, message_id, state, due, data) VALUES"
                  " (%s, %s, %s, 0, %s)",
                  member_id, message["message_id"], state, json.dumps(message))

@@ -245,7 +245,7 @@ def test_a_sent_message_is_asked_about_after_a_tenth_of_its_age_not_before(ready
     ready.smsru.delay = HOUR
     message_id = send(ready, TEXT)
     lies(ready, message_id, "sent")
-    ready.store.change(message_id, sent=time.time() - age)
+    ready.store.change(message_id, sent_at=time.time() - age)
     assert one_pass(ready)["waiting"] == 1
     assert pause - 15 < ready.store.pause(message_id) < pause + 15
     ready.smsru.delay = 0

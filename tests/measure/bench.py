@@ -151,9 +151,9 @@ class Bench:
         prefix, now = next(NEW_ID) + "-", time.time()
         due, names = now + (-60 if waits else 3000), [f"{prefix}{one:07}" for one in range(number)]
         message = {"to": "+79255070699", "text": "text", "received": now, "in_doubt": False,
-                   "operator_id": "", "sent": 0, "status": ""}
+                   "operator_id": "", "sent_at": 0, "status": ""}
         if waits:
-            message.update(to="", text="", sent=now)
+            message.update(to="", text="", sent_at=now)
         for name in names:
             path = app.data / "queue" / ("sent" if waits else "new") / f"{name}.json"
             path.write_text(json.dumps({**message, "message_id": name,
