@@ -21,7 +21,7 @@ TREE = ast.parse(SOURCE)
 FIRST_SCREEN = README.split("\n## ")[0]
 COMMANDS = re.findall(r"^```sh\n(.*)\n```$", FIRST_SCREEN, re.MULTILINE)
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
-CEILING = 1028  # lines of app.py
+CEILING = 1109  # lines of app.py
 
 # Takes the place of python3, apt-get and browser: notes how it was called, makes a .venv of
 # itself when asked for one, and fails as failing tests do.
@@ -265,13 +265,12 @@ def test_the_functions_of_app_py_are_short():
     assert next(one.lineno for one in found if one.name == "checkserver") < 370
 
 
-def test_a_good_part_of_app_py_says_why():
-    """A fifth was the aim; it is a little less."""
+def test_a_fifth_of_app_py_says_why():
     documented = [node for node in ast.walk(TREE) if isinstance(node, (*DEFINITIONS, ast.Module))
                   and ast.get_docstring(node)]
     words = sum(length(node.body[0]) for node in documented)
     words += sum(line.lstrip().startswith("#") for line in SOURCE.splitlines())
-    assert 0.18 <= words / len(SOURCE.splitlines()) <= 0.3
+    assert 0.2 <= words / len(SOURCE.splitlines()) <= 0.3
 
 
 def test_every_other_file_has_at_most_500_lines():
