@@ -562,13 +562,13 @@ class CRest:
 
     def get_setting_data(self):
         """Replace me: read them from your store. Out: {} before the installation."""
-        with suppress(FileNotFoundError, NotADirectoryError):
-            return json.loads((DATA_DIR / "settings.json").read_bytes())
+        with suppress(FileNotFoundError, NotADirectoryError), open(SETTINGS) as file:
+            return json.load(file)
         return {}
 
     def set_setting_data(self, settings):
         """Replace me: write them to your store. In: {} when the app is uninstalled."""
-        write(DATA_DIR / "settings.json", settings)
+        write(SETTINGS, settings)
 
     def update_setting_data(self, **news):
         """Change these, under the lock. Out: all; {}: uninstalled meanwhile."""
@@ -714,7 +714,7 @@ class CRest:
 
 
 # ---- data/: whole files, locks, the queue ----------------------------------------------
-QUEUE = DATA_DIR / "queue"
+SETTINGS, QUEUE = f"{DATA_DIR}/settings.json", DATA_DIR / "queue"
 SEND_LOCK = DATA_DIR / "send.lock"  # of locked("send"); it also says until when sending rests
 FOLDERS = ("new", "sending", "sent", "failed")  # how far it is; the later one counts
 os.umask(0o077)  # files 0600, folders 0700
@@ -1091,8 +1091,7 @@ def main(command=""):
         print("Usage: python app.py [statuses | checkserver | --help]", __doc__, sep="\n\n")
         sys.exit(command != "--help")
     if command == "statuses":
-        path = DATA_DIR / "settings.json"
-        if path.exists() and path.stat().st_uid != os.geteuid():
+        if os.path.exists(SETTINGS) and os.stat(SETTINGS).st_uid != os.geteuid():
             sys.exit("settings.json is another user's: run this as the app's user")
         totals = one_pass()
         print(json.dumps(totals))

@@ -24,8 +24,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 from .wire import brief
 
-PARSING = threading.Lock()  # Python 3.11's ast fails when two threads parse at once
 APP = Path(__file__).resolve().parents[2] / "app.py"
+SOURCE = APP.read_text("utf-8")
+TREE = ast.parse(SOURCE)  # here, as Python 3.11's ast fails when two threads parse at once
 WHY = json.loads((Path(__file__).parent / "page" / "why.json").read_text("utf-8"))
 
 ANSWERED = {  # kind of request → the function of app.py that answered it, or sent it
@@ -276,17 +277,14 @@ def source(name):
 
     `first` and `last` are line numbers, decorators included; None if there is no such function.
     """
-    text = APP.read_text("utf-8")
-    wanted = name.split(".")
-    with PARSING:
-        body = ast.parse(text).body
-    for part in wanted:
+    body = TREE.body
+    for part in name.split("."):
         node = next((one for one in body if getattr(one, "name", "") == part), None)
         body = getattr(node, "body", [])
     if not isinstance(node, ast.FunctionDef):
         return None
     first = min([node.lineno, *[one.lineno for one in node.decorator_list]])
-    lines = text.splitlines()[first - 1:node.end_lineno]
+    lines = SOURCE.splitlines()[first - 1:node.end_lineno]
     script, following = WAY.get(name, ("", ""))
     return {"name": name, "file": APP.name, "first": first, "last": node.end_lineno,
             "doc": ast.get_docstring(node) or "", "text": "\n".join(lines),
