@@ -316,7 +316,10 @@ def account(soak):
         print("  ", trouble)
     mistakes = [line for line in logged(app, "mistake") if line["error"] not in LINE_BROKE]
     left = [path for path in (soak.data / "queue").rglob("*") if path.is_file()]
-    left += soak.data.glob("*.tmp")
+    writing = set(soak.data.glob("*.tmp"))  # by a pass at this moment, or by a process that died
+    with suppress(AssertionError):
+        until(lambda: not any(path.exists() for path in writing), 5)
+    left += [path for path in writing if path.exists()]
     for trouble in mistakes + left:
         print("  ", trouble)
     sent_twice = sum(times[one["text"]] > 1 for one in ledger.messages.values())
