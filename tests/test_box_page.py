@@ -251,6 +251,16 @@ def test_a_file_moves_from_folder_to_folder_and_a_click_shows_it(ready, box):
     assert ready.run("return window.flew") == name, "it jumped"
 
 
+def test_after_a_reload_the_card_is_there_and_each_group_has_its_messages_text(ready):
+    ready.send(NUMBER, TEXT)
+    ready.message(TEXT, "delivered")
+    ready.driver.refresh()
+    ready.wait_for_box()
+    heads = "return [...document.querySelectorAll('.group-head')].map((one) => one.textContent)"
+    ready.wait(lambda: any(TEXT in head for head in ready.run(heads)))
+    assert ready.in_sight("#card")
+
+
 # Starting over ----------------------------------------------------------------------------------
 
 def test_a_button_starts_over(ready, box):

@@ -54,7 +54,7 @@ NEWEST_EXCHANGES, NEWEST_MESSAGES = 400, 300  # as many as the page shows
 PATIENCE, LOOK = 5, 0.1  # seconds that a question for news waits; between looks at the disk
 BURST = 100
 ENV = {"STATUSES_EVERY": 1, "RETRY_AFTER": 2, "SMS_API_KEY": GOOD_KEY,  # the app's, quick to watch
-       "SENDER_CODE": "box"}  # whatever a fork calls its own
+       "SENDER_CODE": "fastsms"}  # as in the code's examples, whatever a fork calls its own
 PHONE = "+7 (925) 507-06-55"  # it gets through, whoever the operator is
 ENDINGS = {"11": ("delivery", 104), "22": ("codes", 207)}  # last digits → what SMS.ru does
 MEANS = {"smsru": {"11": "undelivered", "22": "failed"},  # the operator → what they lead to

@@ -1,7 +1,7 @@
 // The portal's page: who I am, the language, the menu, the news from the server.
 import { ask, choice, copyText, find, loadTexts, say, translate } from './texts.js';
 import { openCard, showCard, showMessages, textOf, translateCard, written } from './card.js';
-import { addExchanges, emptyWire, openWire, translateWire } from './wire.js';
+import { addExchanges, arrange, openWire, translateWire } from './wire.js';
 import { openDisk, showDisk, translateDisk } from './disk.js';
 import { makeSwitches, showSwitches } from './switches.js';
 import { show as showStep, showNext, tell } from './step.js';
@@ -138,6 +138,8 @@ async function listen() {
       last = news.last;
       addExchanges(news.exchanges);
       showMessages(news.messages);
+      arrange(); // the messages' groups have their texts now
+      if (!state && news.state.installed && !brought.has('view')) view('card'); // after a reload
       show(news.state);
       await showDisk();
       follow(news.state.address);

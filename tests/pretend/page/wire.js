@@ -41,15 +41,8 @@ function place(one) {
   rows.splice(at, 0, row);
 }
 
-export function emptyWire() {
-  rows.splice(0).forEach((row) => row.item.remove());
-  total = 0;
-  filter = '';
-  arrange();
-}
-
 // ---- groups, folds, the filter --------------------------------------------------------------
-function arrange() {
+export function arrange() {
   const seen = { group: null, fold: null, pass: false };
   rows.forEach(function (row) {
     const fits = !filter || row.one.script === filter;
