@@ -1052,7 +1052,7 @@ def passes():
 
 def card():
     """What to enter in the application's card in Bitrix24, in words."""
-    url = PUBLIC_URL.rstrip("/") or "PUBLIC_URL"  # it is not set
+    url = PUBLIC_URL.rstrip("/") or "(set PUBLIC_URL)"
     return (f"In the card: handler path {url}/index, installation path {url}/install, "
             "permission messageservice")
 
@@ -1062,8 +1062,9 @@ def way_in():
     key = crest.get_setting_data().get("handler_key")
     url = PUBLIC_URL.rstrip("/") + "/checkserver"
     _, answer = crest.request(url, method="GET", params={"key": key})
-    here = "leads" if "result" in answer else "does not lead (start the app, and the tunnel)"
-    return f"PUBLIC_URL {here} to this application"
+    if "result" in answer:
+        return "PUBLIC_URL leads to this application"
+    return f"PUBLIC_URL does not lead here: start the app (at {HOST}:{PORT}), and the tunnel"
 
 
 def serve():
