@@ -61,7 +61,7 @@ OAUTH_URL = env("OAUTH_URL", "https://oauth.bitrix24.tech").rstrip("/")
 BX24_JS_URL = env("BX24_JS_URL", "https://api.bitrix24.com/api/v1/")
 PUBLIC_URL = env("PUBLIC_URL")  # with its path: https://mydomain.ru/sms/
 HOST, PORT = env("HOST", "127.0.0.1"), env("PORT", 8080, int)
-STATUSES_EVERY = env("STATUSES_EVERY", 60, float)  # seconds between app.py's own passes; 0: cron
+STATUSES_EVERY = env("STATUSES_EVERY", 60, float)  # seconds between own passes; 0: cron
 RETRY_AFTER = env("RETRY_AFTER", 60, float)  # seconds before anything is tried again
 GIVE_UP_UNSENT = env("GIVE_UP_UNSENT", 24, float)  # hours, then the message is "failed"
 GIVE_UP_WAITING = env("GIVE_UP_WAITING", 72, float)  # hours, then it is "undelivered"
@@ -159,7 +159,7 @@ def register(settings, url, from_page=True):
 
 
 def must(method, params, harmless=None):
-    """Call Bitrix24. Out: its answer, without error or with this harmless one. Errors: 503."""
+    """Call Bitrix24. Out: its answer, at most with this harmless error. Errors: 503."""
     answer = crest.call(method, params)
     error = answer.get("error")
     if error and not (harmless and harmless in str(answer)):
@@ -259,8 +259,8 @@ def one_pass():
         totals["errors"]["operator"] = Queue.resting()
     elif Queue.due("new"):
         wake()  # for what came meanwhile: this thread has to tell and to ask
-    idle = not any(totals.values())  # after trouble all wait, and a pass finds nothing due:
-    totals["waiting"] = Queue.waiting()  # the report that says why stays on the page
+    idle = not any(totals.values())  # the report that says why all wait stays on the page
+    totals["waiting"] = Queue.waiting()
     if not (idle and totals["waiting"]):
         crest.set_log("statuses", **totals)
         crest.update_setting_data(last_pass={"time": int(time.time()), **totals})
@@ -319,7 +319,8 @@ def tell(folder, batch, totals):
             heals = error in CRest.SAVE_HEALS
             totals["errors"]["portal"] = f"{error}: {PRESS_SAVE}" if heals else error
             Queue.record(message, folder)
-            Queue.postpone(folder, message_id, max(RETRY_AFTER, time.time() - message["received"]))
+            waited = time.time() - message["received"]
+            Queue.postpone(folder, message_id, max(RETRY_AFTER, waited))
     return not answer["error"]
 
 
@@ -402,7 +403,7 @@ def send_round(pool):
             message, (outcome, note) = running.pop(answered), answered.result()
             if outcome == "sent":
                 accepted, at_once = accepted + 1, 8
-            elif outcome not in ("failed", "later") and not Queue.resting():  # the first counts
+            elif outcome not in ("failed", "later") and not Queue.resting():
                 Queue.rest(OUTCOMES[outcome], outcome)
             attempt(settle, message, outcome, note)  # if it raises, the others go on
     return accepted
@@ -470,7 +471,7 @@ def page(name, fields, **state):
 
 @app.hook("after_request")
 def safe_headers():
-    """Each page and answer may hold a secret: it is not kept, and its address not passed on."""
+    """Any page may hold a secret: it is not cached, and its address not passed on."""
     response.headers.update({"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
 
 
@@ -498,7 +499,7 @@ def check_key():
 
 
 def public_url():
-    """Where the portal reaches us, with "/" at its end. Errors: 400, neither https nor loopback.
+    """Where the portal reaches us, with "/" at its end. Errors: 400 if it is not https.
 
     The Host of a request can be forged: only a proven administrator's is saved.
     """
@@ -541,7 +542,7 @@ def post(url, method="POST", **what):
 
 
 def mapping(answer, *names):
-    """Walk down answer[name][name]. Out: a dict, or {}. PHP writes {} as [], {"0": x} as [x]."""
+    """Walk down answer[name][name] to a dict, or {}. PHP writes {} as [], {"0": x} as [x]."""
     for name in names:
         answer = mapping(answer).get(name)
     if isinstance(answer, list):
@@ -651,7 +652,7 @@ class CRest:
         return status, {**known, "error": str(known.get("error", f"HTTP_{status}"))}
 
     def get_new_endpoint(self, settings):
-        """Out: settings with the address that the OAuth server knows: "Location" may lie."""
+        """Out: settings with the address by the OAuth server; "Location" may lie."""
         _, answer = self.request(APP_INFO, data={"auth": settings["access_token"]})
         endpoint = mapping(answer, "result", "install").get("client_endpoint")
         if not endpoint:
@@ -715,7 +716,7 @@ class CRest:
 
 # ---- data/: whole files, locks, the queue ----------------------------------------------
 SETTINGS, QUEUE = f"{DATA_DIR}/settings.json", DATA_DIR / "queue"
-SEND_LOCK = DATA_DIR / "send.lock"  # of locked("send"); it also says until when sending rests
+SEND_LOCK = DATA_DIR / "send.lock"  # of locked("send"); its mtime: sending rests until then
 FOLDERS = ("new", "sending", "sent", "failed")  # how far it is; the later one counts
 os.umask(0o077)  # files 0600, folders 0700
 for folder in (DATA_DIR, LOGS_DIR, QUEUE, *[QUEUE / name for name in FOLDERS]):
@@ -818,7 +819,8 @@ class Queue:
 
         A kill in between leaves it in both: the one in sending/ counts, as in doubt.
         """
-        path, message_id = Queue.path("sending", message["message_id"]), message["message_id"]
+        message_id = message["message_id"]
+        path = Queue.path("sending", message_id)
         if os.path.exists(path):  # else clear() took it meanwhile
             write(Queue.path("new", message_id), message)
             Queue.postpone("new", message_id, pause)
@@ -966,7 +968,7 @@ class SmsRu:
         status, answer = post(SMSRU_URL + path, data=fields)
         if status in HTTP_SAYS:
             return HTTP_SAYS[status], status
-        if path == "/sms/send":  # the entry of its one number; there is none if all is refused
+        if path == "/sms/send":  # its one number's entry; none if all is refused
             answer = next(iter(mapping(answer, "sms").values()), answer)
         code = mapping(answer).get("status_code")
         if not isinstance(code, int):  # SMS.ru did not write this
@@ -982,7 +984,7 @@ class SmsRu:
         to = re.sub(r"^8(?=\d{10}$)", "7", digits)  # 8 925 is +7 925
         trouble, answer = SmsRu.request("/sms/send", settings, to=to, msg=message["text"],
                                         test=SMSRU_TEST or None)
-        if message["in_doubt"] and answer in (231, 232):  # "repeated": our first try arrived
+        if message["in_doubt"] and answer in (231, 232):  # our first try arrived
             return "sent", ""
         return (trouble, answer) if trouble else ("sent", answer["sms_id"])
 
@@ -1026,8 +1028,6 @@ def attempt(work, *args):
 
 
 class Server(ThreadingMixIn, WSGIServer):
-    """A thread for each connection, as bottle's own server has one for all."""
-
     daemon_threads = True  # they do not hold up the end
     request_queue_size = 1024  # Bitrix24 may call a thousand times at once
 
@@ -1036,8 +1036,6 @@ class Server(ThreadingMixIn, WSGIServer):
 
 
 class Connection(WSGIRequestHandler):
-    """Any other WSGI server will do: see README."""
-
     timeout = 30  # seconds of silence
 
     def log_message(self, *_):
@@ -1087,7 +1085,7 @@ def serve():
 
 
 def main(command=""):
-    """Exit codes: 0; 1 if the pass met trouble, the server is to be mended, or can't listen."""
+    """Exit code 1: the pass met trouble, the server is to be mended, or can't listen."""
     if command not in ("", "statuses", "checkserver"):
         print("Usage: python app.py [statuses | checkserver | --help]", __doc__, sep="\n\n")
         sys.exit(command != "--help")

@@ -315,3 +315,15 @@ def installed_app(world, **env):
     app = world.start_app(**{"STATUSES_EVERY": 0, **env})
     assert install(world).status_code == 200
     return app
+
+
+def told(world, message_id):
+    """Make passes until the portal is told the final status. Out: all that it was told."""
+    history = world.portal.messages[message_id]["history"]
+
+    def news():
+        make_due(world.app)
+        one_pass(world)
+        return history[1:]
+    until(news, message="the portal was not told")
+    return history

@@ -21,6 +21,7 @@ from steps import (
     send,
     settled,
     stored,
+    told,
     tried,
 )
 
@@ -173,18 +174,6 @@ def test_requests_are_forms_posted_with_json_and_the_key_is_in_no_address(shop):
     (asked,), (told,) = calls(shop.smsru, "/sms/send"), calls(shop.smsru, "/sms/status")
     assert asked == {"api_id": GOOD_KEY, "json": "1", "to": NUMBER, "msg": "a form"}
     assert set(told) == {"api_id", "json", "sms_id"}
-
-
-def told(shop, message_id):
-    """Make passes until the portal is told the final status. Out: all that it was told."""
-    history = shop.portal.messages[message_id]["history"]
-
-    def news():
-        make_due(shop.app)
-        one_pass(shop)
-        return history[1:]
-    until(news, message="the portal was not told")
-    return history
 
 
 NO_SENSE = ["<br>Notice: ...", "", "100\n1-1", {}, [], None, 7, {"status": "?"},

@@ -21,7 +21,7 @@ TREE = ast.parse(SOURCE)
 FIRST_SCREEN = README.split("\n## ")[0]
 COMMANDS = re.findall(r"^```sh\n(.*)\n```$", FIRST_SCREEN, re.MULTILINE)
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
-CEILING = 1109  # lines of app.py
+CEILING = 1107  # lines of app.py
 
 # Takes the place of python3, apt-get and browser: notes how it was called, makes a .venv of
 # itself when asked for one, and fails as failing tests do.

@@ -29,6 +29,7 @@ from steps import (
     rests,
     send,
     settled,
+    told,
     tried,
 )
 
@@ -49,18 +50,6 @@ def tried_once(world, message_id):
     """Wait until a try has ended sending; that sending rests is written down last."""
     tried(world.app, message_id)
     until(lambda: rests(world.app) > 0, message="sending does not rest")
-
-
-def told(world, message_id):
-    """Make passes until the portal is told the final status. Out: all that it was told."""
-    history = world.portal.messages[message_id]["history"]
-
-    def news():
-        make_due(world.app)
-        one_pass(world)
-        return history[1:]
-    until(news, message="the portal was not told")
-    return history
 
 
 # What send() may answer --------------------------------------------------------------------------

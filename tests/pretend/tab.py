@@ -160,6 +160,13 @@ class Tab:
         self.show("application")
         self.in_frame(fill)
 
+    def install(self, key):
+        """Open the application, save the key; installFinish opens its settings page."""
+        self.open_app()
+        self.page("install")
+        self.save(key)
+        self.page("index")
+
     def save_at(self):
         """Where the form's button ends, in a page that is not scrolled."""
         inside = self.in_frame(lambda: self.run(BOTTOM, "#sms-settings button"))
