@@ -132,7 +132,7 @@ async function listen() {
     try {
       const seen = new URLSearchParams({ after: last, stamp: state ? state.stamp : '' });
       const answer = await fetch('/box/news?' + seen, { redirect: 'manual' });
-      if (answer.type === 'opaqueredirect') { // renamed; by our own switch? its answer takes all along
+      if (answer.type === 'opaqueredirect') { // renamed: a switch's answer takes all along
         await pause(1000);
         return moving || location.reload();
       }
